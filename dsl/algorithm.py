@@ -1,0 +1,75 @@
+"""Algorithms: *what* is computed, as plain maths over named axes; no loops, no order, no storage.
+
+    conv = Stage("acc", (n, oc, oh, ow), x[n, ic, oh*sh + kh - ph, ow*sw + kw - pw] * w[oc, ic, kh, kw],
+                 Reduce("+", (ic, kh, kw)))
+    out  = Stage("out", (n, oc, oh, ow), epilogue(acc[n, oc, oh, ow]))
+
+Loads in a stage's value name parameters (physical indices of the buffer) or earlier stages (their axes' order).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wpk.dsl.ir import Buffer, Expr, Var
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An iteration axis 0..extent-1. Use ``axis.var`` in expressions."""
+
+    name: str
+    extent: int
+
+    @property
+    def var(self) -> Var:
+        """The axis as an expression."""
+        return Var(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Combine the value over ``axes`` with op ``+``, ``max`` or ``min``, starting from ``init``. Order is free."""
+
+    op: str
+    axes: tuple[Axis, ...]
+    init: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One tensor, defined pointwise over ``axes``, possibly reduced.
+
+    A stage whose name is an output parameter writes that parameter: at its axes, or at ``scatter`` (physical indices,
+    injective over the axes), where ``where`` holds.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    value: Expr
+    reduce: Reduce | None = None
+    scatter: tuple[Expr, ...] | None = None
+    where: Expr | None = None
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """Parameters in argument order, constant tables, and stages in dependency order; outputs are stages named as ``out`` parameters."""
+
+    name: str
+    params: tuple[Buffer, ...]
+    stages: tuple[Stage, ...]
+    tables: tuple[Buffer, ...] = ()
+
+    def stage(self, name: str) -> Stage:
+        """The stage ``name``; KeyError when there is none."""
+        return next(s for s in self.stages if s.name == name) if any(s.name == name for s in self.stages) else _missing(name)
+
+    def param(self, name: str) -> Buffer | None:
+        """The parameter or table ``name``, or None."""
+        return next((p for p in (*self.params, *self.tables) if p.name == name), None)
+
+
+def _missing(name: str) -> Stage:
+    raise KeyError(name)
