@@ -1,0 +1,457 @@
+"""Lowering: a :class:`Scheduled` algorithm → a kernel of loops, with storage sized by bounds inference.
+
+Root stages follow one another; a stage placed at a loop of its consumer is produced at the top of that loop's body, over the
+box of it that the body reads (Halide's model: Ragan-Kelley et al., PLDI 2013, section 4). All extents are constants; bases of
+boxes are expressions of the loops outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+
+from wpk.dsl import affine
+from wpk.dsl.affine import Linear, linear
+from wpk.dsl.algorithm import Stage
+from wpk.dsl.ir import (
+    Alloc, Binary, Buffer, Cast, Const, Expr, For, If, Kernel, Load, LoopKind, Prefetch, Select, Stmt, Store, Unary, Var,
+)  # fmt: skip
+from wpk.dsl.schedule import FuseOf, Nest, PrefetchOf, Scheduled, ScheduleError, SplitOf
+
+#: axis -> (first element, number of elements)
+Box = dict[str, tuple[Expr, int]]
+Body = tuple[Stmt, ...]
+ZERO = Const(0)
+
+
+@dataclass(slots=True)
+class _Walk:
+    """One traversal of a stage's nest: the box it covers, the loops entered so far, the inner extents of cut tails."""
+
+    stage: Stage
+    nest: Nest
+    box: Box
+    reducing: bool
+    env: dict[str, Expr] = field(default_factory=dict)
+    cut: dict[str, int] = field(default_factory=dict)
+
+    def extents(self) -> dict[str, int]:
+        """The extent of every axis and loop, given the cuts taken."""
+        table = {a: n for a, (_, n) in self.box.items()}
+        for rel in self.nest.relations:
+            if isinstance(rel, FuseOf):
+                if rel.outer in table and rel.inner in table:
+                    table[rel.fused] = table[rel.outer] * table[rel.inner]
+            elif rel.parent in table:
+                factor = min(rel.factor, table[rel.parent])
+                table[rel.outer] = -(-table[rel.parent] // factor)
+                table[rel.inner] = self.cut.get(rel.inner, factor)
+        return table
+
+
+class _Lowering:
+    """State of one lowering: known ranges of loop variables, and where each live stage is stored."""
+
+    def __init__(self, scheduled: Scheduled) -> None:
+        self.s = scheduled
+        self.stages = {t.name: t for t in scheduled.algorithm.stages}
+        self.order = list(self.stages)
+        self.params = {p.name: p for p in (*scheduled.algorithm.params, *scheduled.algorithm.tables)}
+        self.ranges: dict[str, tuple[int, int]] = {}
+        self.bases: dict[str, dict[str, Expr]] = {}
+        self.loads = {t.name: affine.loads(t.value) for t in scheduled.algorithm.stages}
+
+    # --- root -------------------------------------------------------------------------------------------------------
+
+    def body(self) -> Body:
+        roots = [t for t in self.s.algorithm.stages if self.s.placement(t.name).at is None]
+        return self._chain(roots, {t.name: _full_box(t) for t in roots}, lambda: ())
+
+    def _chain(self, stages: list[Stage], boxes: Mapping[str, Box], rest: Callable[[], Body]) -> Body:
+        """Produce ``stages`` one after another, each allocated for all that follows it, then ``rest``."""
+        if not stages:
+            return rest()
+        first, box = stages[0], boxes[stages[0].name]
+        if first.name in self.params:
+            return self._produce(first, box) + self._chain(stages[1:], boxes, rest)
+        self.bases[first.name] = {a: base for a, (base, _) in box.items()}
+        body = self._produce(first, box) + self._chain(stages[1:], boxes, rest)
+        return (Alloc(self._buffer(first, box), body),)
+
+    def _buffer(self, stage: Stage, box: Box) -> Buffer:
+        place = self.s.placement(stage.name)
+        shape = [box[a][1] for a in place.storage or tuple(a.name for a in stage.axes)]
+        if place.lanes:
+            axis, width = place.lanes
+            at = (place.storage or tuple(a.name for a in stage.axes)).index(axis)
+            if shape[at] % width:
+                raise ScheduleError(f"store {stage.name}: {width} lanes do not divide {shape[at]} of {axis}")
+            shape = [*shape[:at], shape[at] // width, *shape[at + 1 :], width]
+        return Buffer(stage.name, tuple(shape), stage.dtype, place.scope)
+
+    # --- one stage --------------------------------------------------------------------------------------------------
+
+    def _produce(self, stage: Stage, box: Box) -> Body:
+        nest = self.s.nest(stage.name)
+        if stage.reduce is None:
+            return self._loops(_Walk(stage, nest, box, False), nest.order)
+        over: Box = {a.name: (ZERO, a.extent) for a in stage.reduce.axes}
+        reduced = _carried(nest, set(over))
+        pure = tuple(n for n in nest.order if n not in reduced)
+        start = self._loops(_Walk(stage, nest, box, True), pure, init=True)
+        return start + self._loops(_Walk(stage, nest, {**box, **over}, True), nest.order)
+
+    def _loops(self, walk: _Walk, order: tuple[str, ...], init: bool = False) -> Body:
+        if not order:
+            return self._leaf(walk, init)
+        loop = order[0]
+        extents = walk.extents()
+        if loop not in extents:
+            raise ScheduleError(f"{walk.stage.name}.{loop} has no extent")
+        rel = next((r for r in walk.nest.relations if isinstance(r, SplitOf) and r.outer == loop and r.tail == "cut"), None)
+        rest = extents[rel.parent] % min(rel.factor, extents[rel.parent]) if rel else 0
+        if rel is None or rest == 0:
+            return self._for(walk, order, extents[loop], init)
+        main = self._for(walk, order, extents[loop] - 1, init)
+        walk.cut[rel.inner], walk.env[loop] = rest, Const(extents[loop] - 1)
+        tail = self._inside(walk, order, init)
+        del walk.cut[rel.inner], walk.env[loop]
+        return main + tail
+
+    def _for(self, walk: _Walk, order: tuple[str, ...], extent: int, init: bool) -> Body:
+        loop, kind = order[0], walk.nest.kind(order[0])
+        if extent == 1:
+            walk.env[loop] = ZERO
+            body = self._inside(walk, order, init)
+            del walk.env[loop]
+            return body
+        var = f"{walk.stage.name}_{loop}"
+        with self._ranged(var, extent):
+            walk.env[loop] = Var(var)
+            body = self._inside(walk, order, init)
+            del walk.env[loop]
+        if kind == "vector" and (len(order) > 1 or extent & (extent - 1)):
+            if len(order) > 1:
+                raise ScheduleError(f"vectorize {walk.stage.name}.{loop}: not the innermost loop")
+            kind = "serial"
+        grain = walk.nest.grain if kind == "parallel" else 1
+        return (For(var, ZERO, Const(extent), kind, body, grain),)
+
+    @contextmanager
+    def _ranged(self, var: str, extent: int) -> Iterator[None]:
+        before = self.ranges.get(var)
+        self.ranges[var] = (0, extent - 1)
+        yield
+        if before is None:
+            del self.ranges[var]
+        else:
+            self.ranges[var] = before
+
+    def _inside(self, walk: _Walk, order: tuple[str, ...], init: bool) -> Body:
+        """The body of the loop just entered: prefetches, the stages computed here, then the loops inside."""
+        if init:
+            return self._loops(walk, order[1:], init)
+        here = (walk.stage.name, order[0])
+        hints = tuple(x for p in self.s.prefetches.get(walk.stage.name, ()) if p.loop == order[0]
+                      for x in self._prefetch(walk, order[1:], p))  # fmt: skip
+        placed = [self.stages[n] for n in self.order if self.s.placement(n).at == here]
+        if not placed:
+            return hints + self._loops(walk, order[1:])
+        boxes = self._boxes(walk, order[1:])
+        for stage in placed:
+            if stage.name not in boxes:
+                raise ScheduleError(f"compute_at {stage.name}: {walk.stage.name}.{order[0]} does not read it")
+        return hints + self._chain(placed, boxes, lambda: self._loops(walk, order[1:]))
+
+    def _leaf(self, walk: _Walk, init: bool) -> Body:
+        stage = walk.stage
+        env, guards = self._axes(walk)
+        buffer, indices = self._target(stage, env)
+        if init:
+            assert stage.reduce is not None
+            store = Store(buffer, indices, Const(stage.reduce.init, stage.dtype))
+        else:
+            store = Store(buffer, indices, self._value(stage.value, env), stage.reduce.op if stage.reduce else "")
+        if stage.where is not None:
+            guards.append(self._value(stage.where, env))
+        return _guarded(guards, store)
+
+    def _target(self, stage: Stage, env: Mapping[str, Expr]) -> tuple[str, tuple[Expr, ...]]:
+        if stage.name not in self.params:
+            return stage.name, self._address(stage, [env[a.name] for a in stage.axes])
+        raw = stage.scatter or tuple(a.var for a in stage.axes)
+        return stage.name, tuple(affine.index(affine.substitute(i, env), self.ranges) for i in raw)
+
+    def _address(self, stage: Stage, position: list[Expr]) -> tuple[Expr, ...]:
+        """Physical indices of an element of a live stage, from its position on the stage's axes."""
+        place, bases = self.s.placement(stage.name), self.bases[stage.name]
+        names = [a.name for a in stage.axes]
+        order = place.storage or tuple(names)
+        offsets = {
+            n: linear(p, self.ranges).plus(linear(bases[n], self.ranges), -1) for n, p in zip(names, position, strict=True)
+        }
+        out = [offsets[n].expr() for n in order]
+        if place.lanes:
+            axis, width = place.lanes
+            at, offset = order.index(axis), offsets[axis].expr()
+            out[at] = affine.index(Binary("//", offset, Const(width)), self.ranges)
+            out.append(affine.index(Binary("%", offset, Const(width)), self.ranges))
+        return tuple(out)
+
+    # --- expressions ------------------------------------------------------------------------------------------------
+
+    def _value(self, expr: Expr, env: Mapping[str, Expr]) -> Expr:
+        """``expr`` with axes replaced, stages addressed, and everything simplified."""
+        if isinstance(expr, Load):
+            at = [affine.substitute(i, env) for i in expr.indices]
+            if expr.buffer in self.stages and expr.buffer not in self.params:
+                return Load(expr.buffer, self._address(self.stages[expr.buffer], at))
+            return Load(expr.buffer, tuple(affine.index(i, self.ranges) for i in at))
+        if isinstance(expr, Select):
+            cond = affine.condition(affine.substitute(expr.cond, env), self.ranges)
+            if isinstance(cond, Const):
+                return self._value(expr.a if cond.value else expr.b, env)
+            return Select(self._value(expr.cond, env), self._value(expr.a, env), self._value(expr.b, env))
+        if isinstance(expr, Binary):
+            if affine.is_integer(expr):
+                return affine.index(affine.substitute(expr, env), self.ranges)
+            if expr.op in ("<", "<=", "==") and affine.is_integer(expr.a) and affine.is_integer(expr.b):
+                return affine.condition(affine.substitute(expr, env), self.ranges)
+            if expr.op in ("and", "or"):
+                return affine.condition(Binary(expr.op, self._value(expr.a, env), self._value(expr.b, env)), self.ranges)
+            return Binary(expr.op, self._value(expr.a, env), self._value(expr.b, env))
+        if isinstance(expr, Unary):
+            return Unary(expr.op, self._value(expr.a, env))
+        if isinstance(expr, Cast):
+            return Cast(expr.dtype, self._value(expr.a, env))
+        return env.get(expr.name, expr) if isinstance(expr, Var) else expr
+
+    def _axes(self, walk: _Walk) -> tuple[dict[str, Expr], list[Expr]]:
+        """The value of each axis in terms of the loops entered, and the guards of splits that do not divide."""
+        extents, guards = walk.extents(), list[Expr]()
+        values = dict(walk.env)
+        for rel in reversed(walk.nest.relations):
+            if isinstance(rel, FuseOf):
+                fused = values[rel.fused]
+                values[rel.outer] = affine.index(fused // extents[rel.inner], self.ranges)
+                values[rel.inner] = affine.index(fused % extents[rel.inner], self.ranges)
+            elif rel.parent in extents:
+                values[rel.parent], guard = self._joined(rel, extents, values[rel.outer], values[rel.inner])
+                guards += [guard] if guard else []
+        return {a: affine.index(base + values[a], self.ranges) for a, (base, _) in walk.box.items()}, guards
+
+    def _joined(self, rel: SplitOf, extents: Mapping[str, int], outer: Expr, inner: Expr) -> tuple[Expr, Expr | None]:
+        total = extents[rel.parent]
+        factor = min(rel.factor, total)
+        start: Expr = outer * factor
+        if total % factor and rel.tail == "shift":
+            start = affine.index(Binary("min", start, Const(total - factor)), self.ranges)
+        whole = affine.index(start + inner, self.ranges)
+        if total % factor and rel.tail == "guard":
+            guard = affine.condition(whole < total, self.ranges)
+            return whole, None if isinstance(guard, Const) and guard.value else guard
+        return whole, None
+
+    # --- bounds -----------------------------------------------------------------------------------------------------
+
+    def _boxes(self, walk: _Walk, inner: tuple[str, ...]) -> dict[str, Box]:
+        """For every stage not yet live that runs inside the current point: the box of it that is read from here on."""
+        boxes = {walk.stage.name: self._span(walk)}
+        for name in reversed(self.order):
+            if not self._runs_inside(name, walk.stage.name):
+                continue
+            found: Box | None = None
+            for user, box in boxes.items():
+                for load in self.loads[user]:
+                    if load.buffer == name:
+                        found = self._union(name, found, self._reads(self.stages[name], load, box))
+            if found:
+                reduce = self.stages[name].reduce
+                over: Box = {a.name: (ZERO, a.extent) for a in reduce.axes} if reduce else {}
+                boxes[name] = {**found, **over}
+        names = {n: {a.name for a in self.stages[n].axes} for n in boxes}
+        return {n: {a: r for a, r in box.items() if a in names[n]} for n, box in boxes.items()}
+
+    def _runs_inside(self, name: str, ancestor: str) -> bool:
+        at = self.s.placement(name).at
+        return at is not None and (at[0] == ancestor or self._runs_inside(at[0], ancestor))
+
+    def _span(self, walk: _Walk) -> Box:
+        """The box of a stage's axes that the loops not yet entered cover."""
+        extents = walk.extents()
+        spans: dict[str, tuple[Expr, int]] = {n: (e, 1) for n, e in walk.env.items()}
+        for n in walk.nest.order:
+            spans.setdefault(n, (ZERO, extents.get(n, 1)))
+        for rel in reversed(walk.nest.relations):
+            if isinstance(rel, FuseOf):
+                fused, n = spans[rel.fused]
+                if n == 1:
+                    spans[rel.outer] = (affine.index(fused // extents[rel.inner], self.ranges), 1)
+                    spans[rel.inner] = (affine.index(fused % extents[rel.inner], self.ranges), 1)
+                else:
+                    spans[rel.outer], spans[rel.inner] = (ZERO, extents[rel.outer]), (ZERO, extents[rel.inner])
+            elif rel.parent in extents:
+                spans[rel.parent] = self._joined_span(rel, extents, spans[rel.outer], spans[rel.inner])
+        return {a: (affine.index(base + spans[a][0], self.ranges), spans[a][1]) for a, (base, _) in walk.box.items()}
+
+    def _joined_span(
+        self, rel: SplitOf, extents: Mapping[str, int], outer: tuple[Expr, int], inner: tuple[Expr, int]
+    ) -> tuple[Expr, int]:
+        total = extents[rel.parent]
+        factor = min(rel.factor, total)
+        if outer[1] == 1:
+            start, _ = self._joined(rel, extents, outer[0], inner[0])
+            return start, inner[1]
+        count = (outer[1] - 1) * factor + inner[1]
+        if count >= total:
+            return ZERO, total
+        return affine.index(outer[0] * factor + inner[0], self.ranges), count
+
+    def _reads(self, stage: Stage, load: Load, box: Box) -> Box:
+        relative = {a: Var(f"{a}'") for a in box}
+        ranges = {**self.ranges, **{v.name: (0, box[a][1] - 1) for a, v in relative.items()}}
+        env = {a: box[a][0] + v for a, v in relative.items()}
+        names = {v.name for v in relative.values()}
+        found: Box = {}
+        for axis, i in zip(stage.axes, load.indices, strict=True):
+            base, count = _bounds(linear(affine.substitute(i, env), ranges), names, ranges)
+            found[axis.name] = self._clamp(base, count, axis.extent)
+        return found
+
+    def _clamp(self, base: Linear, count: int, total: int) -> tuple[Expr, int]:
+        """Keep a box inside its axis: it moves rather than shrinks, so that its size stays a constant."""
+        if count >= total:
+            return ZERO, total
+        span = affine.interval(base, self.ranges)
+        expr = base.expr()
+        if span is None or span[1] + count > total:
+            expr = Binary("min", expr, Const(total - count))
+        if span is None or span[0] < 0:
+            expr = Binary("max", expr, ZERO)
+        return affine.index(expr, self.ranges), count
+
+    def _union(self, name: str, a: Box | None, b: Box) -> Box:
+        if a is None:
+            return b
+        full = {x.name: x.extent for x in self.stages[name].axes}
+        return {n: self._hull(a[n], b[n], full[n]) for n in b}
+
+    def _hull(self, a: tuple[Expr, int], b: tuple[Expr, int], total: int) -> tuple[Expr, int]:
+        shift = linear(b[0], self.ranges).plus(linear(a[0], self.ranges), -1)
+        if not shift.is_const:
+            return ZERO, total
+        first = a[0] if shift.const >= 0 else b[0]
+        last = max(a[1], shift.const + b[1])
+        return first, min(last - min(0, shift.const), total)
+
+    # --- prefetch ---------------------------------------------------------------------------------------------------
+
+    def _prefetch(self, walk: _Walk, inner: tuple[str, ...], hint: PrefetchOf) -> Body:
+        """One hint for each pure iteration inside that reads another line of the tensor."""
+        if not isinstance(walk.env.get(hint.loop), Var):
+            return ()
+        reduced = _carried(walk.nest, {a.name for a in walk.stage.reduce.axes} if walk.stage.reduce else set())
+        extents = walk.extents()
+        ahead = _Walk(walk.stage, walk.nest, walk.box, walk.reducing, dict(walk.env), dict(walk.cut))
+        ahead.env[hint.loop] = walk.env[hint.loop] + hint.distance
+        loops = [n for n in inner if n not in reduced and walk.nest.kind(n) == "unroll" and extents[n] > 1]
+        for n in inner:
+            ahead.env[n] = Var(f"{walk.stage.name}_{n}_ahead") if n in loops else ZERO
+        env, _ = self._axes(ahead)
+        load = next(x for x in self.loads[walk.stage.name] if x.buffer == hint.tensor)
+        address = self._value(load, env)
+        assert isinstance(address, Load)
+        body: Body = (Prefetch(address.buffer, address.indices, hint.locality),)
+        for n in reversed(loops):
+            var = f"{walk.stage.name}_{n}_ahead"
+            if any(_mentions(i, var) for i in address.indices):
+                body = (For(var, ZERO, Const(extents[n]), "unroll", body),)
+        return body
+
+
+def _bounds(form: Linear, relative: set[str], ranges: Mapping[str, tuple[int, int]]) -> tuple[Linear, int]:
+    """Base and size of the values of ``form`` as its relative variables run over their ranges."""
+    base, count = Linear(form.const, {}), 1
+    for atom, c in form.terms.items():
+        if isinstance(atom, Var) and atom.name in relative:
+            reach = c * ranges[atom.name][1]
+            base, count = Linear(base.const + min(reach, 0), base.terms), count + abs(reach)
+        elif any(_mentions(atom, r) for r in relative):
+            low, size = _atom_bounds(atom, relative, ranges)
+            if c < 0:
+                low = low.plus(Linear(size - 1, {}))
+            base, count = base.plus(low, c), count + abs(c) * (size - 1)
+        else:
+            base = base.plus(Linear(0, {atom: c}))
+    return base, count
+
+
+def _atom_bounds(atom: Expr, relative: set[str], ranges: Mapping[str, tuple[int, int]]) -> tuple[Linear, int]:
+    if isinstance(atom, Binary) and isinstance(atom.b, Const) and atom.op in ("//", "%"):
+        c = int(atom.b.value)
+        if atom.op == "%":
+            return Linear(0, {}), c
+        base, count = _bounds(linear(atom.a, ranges), relative, ranges)
+        aligned = base.const % c == 0 and all(k % c == 0 for k in base.terms.values())
+        return linear(Binary("//", base.expr(), atom.b), ranges), (count - 1) // c + (1 if aligned else 2)
+    span = affine.interval(Linear(0, {atom: 1}), ranges)
+    if span is None:
+        raise ScheduleError(f"the range of {atom} is unknown")
+    return Linear(span[0], {}), span[1] - span[0] + 1
+
+
+def _mentions(expr: Expr, name: str) -> bool:
+    if isinstance(expr, Var):
+        return expr.name == name
+    if isinstance(expr, Binary):
+        return _mentions(expr.a, name) or _mentions(expr.b, name)
+    if isinstance(expr, Load):
+        return any(_mentions(i, name) for i in expr.indices)
+    if isinstance(expr, Select):
+        return any(_mentions(e, name) for e in (expr.cond, expr.a, expr.b))
+    return isinstance(expr, Unary | Cast) and _mentions(expr.a, name)
+
+
+def _carried(nest: Nest, axes: set[str]) -> set[str]:
+    """Loops that carry (part of) one of ``axes``."""
+    names = set(axes)
+    for rel in nest.relations:
+        if isinstance(rel, SplitOf) and rel.parent in names:
+            names |= {rel.outer, rel.inner}
+        elif isinstance(rel, FuseOf) and {rel.outer, rel.inner} & names:
+            names.add(rel.fused)
+    return names
+
+
+def _full_box(stage: Stage) -> Box:
+    return {a.name: (ZERO, a.extent) for a in stage.axes}
+
+
+def _guarded(guards: Iterable[Expr], store: Store) -> Body:
+    body: Body = (store,)
+    for guard in guards:
+        if isinstance(guard, Const):
+            if not guard.value:
+                return ()
+            continue
+        body = (If(guard, body),)
+    return body
+
+
+def lower(scheduled: Scheduled, name: str | None = None) -> Kernel:
+    """The kernel of a scheduled algorithm. Raises ScheduleError when a placement or a bound does not work out."""
+    algorithm = scheduled.algorithm
+    body = _Lowering(scheduled).body()
+    for table in reversed(algorithm.tables):
+        body = (Alloc(table, body),)
+    return Kernel(name or algorithm.name, algorithm.params, body)
+
+
+def workspace_elements(buffer: Buffer) -> int:
+    """Elements of a buffer."""
+    return prod(buffer.shape)
+
+
+__all__ = ["LoopKind", "lower"]
