@@ -1,0 +1,142 @@
+"""Hardware instructions: name → (operands, meaning in the IR, text template). The meaning is what the interpreter runs.
+
+An operand is a window on a buffer: a window of rank r covers, from the index given in the :class:`Invoke`, the last r
+dimensions of that buffer. The template sees each operand by its kind: ``vector`` as a vector value (assignable when it
+is written), ``scalar`` as one element, ``pointer`` as the address of the first element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from wpk.core.errors import InternalError
+from wpk.dsl.ir import (
+    Alloc,
+    Barrier,
+    Binary,
+    Cast,
+    Expr,
+    For,
+    If,
+    Invoke,
+    Load,
+    Prefetch,
+    Select,
+    Stmt,
+    Store,
+    Unary,
+    Var,
+)
+
+OperandKind = Literal["vector", "scalar", "pointer"]
+Access = Literal["in", "out", "inout"]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One window: its name in the meaning and the template, shape, element dtype, how it is used and printed."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    access: Access = "in"
+    kind: OperandKind = "vector"
+
+
+@dataclass(frozen=True)
+class Instr:
+    """An instruction. ``meaning`` is IR over the operands' names; ``template`` is a C statement with ``{operand}`` fields.
+
+    ``features``: target features beyond the ISA's own (``avx512vnni``), put on the function that uses it.
+    """
+
+    name: str
+    isa: str
+    operands: tuple[Operand, ...]
+    meaning: tuple[Stmt, ...]
+    template: str
+    features: tuple[str, ...] = ()
+
+
+_REGISTRY: dict[str, Instr] = {}
+
+
+def register(instr: Instr) -> Instr:
+    """Make an instruction known by its name. Raises InternalError when another one has that name."""
+    if _REGISTRY.setdefault(instr.name, instr) != instr:
+        raise InternalError(f"two instructions are named {instr.name}")
+    return instr
+
+
+def find(name: str) -> Instr:
+    """The instruction ``name``. Raises InternalError when none is registered."""
+    if name not in _REGISTRY:
+        raise InternalError(f"unknown instruction {name}; registered: {', '.join(sorted(_REGISTRY)) or 'none'}")
+    return _REGISTRY[name]
+
+
+def instructions(isa: str) -> tuple[Instr, ...]:
+    """All registered instructions of an ISA, by name."""
+    return tuple(i for _, i in sorted(_REGISTRY.items()) if i.isa == isa)
+
+
+def expand(invoke: Invoke) -> tuple[Stmt, ...]:
+    """An Invoke as the statements it means, over the invoked buffers. Raises InternalError on an operand mismatch."""
+    instr = find(invoke.instr)
+    if len(invoke.operands) != len(instr.operands):
+        raise InternalError(
+            f"{instr.name} takes {len(instr.operands)} operands, found {len(invoke.operands)}"
+        )
+    windows = {o.name: (o, buffer, at) for o, (buffer, at) in zip(instr.operands, invoke.operands, strict=True)}
+
+    def moved(buffer: str, indices: tuple[Expr, ...]) -> tuple[str, tuple[Expr, ...]]:
+        if buffer not in windows:
+            return buffer, indices
+        operand, actual, at = windows[buffer]
+        rank, lead = len(operand.shape), len(at) - len(operand.shape)
+        if lead < 0:
+            raise InternalError(f"{instr.name}: {actual} has fewer dimensions than operand {operand.name}")
+        tail = tuple(Binary("+", base, i) for base, i in zip(at[lead:], indices, strict=True)) if rank else ()
+        return actual, at[:lead] + tail
+
+    return tuple(_rewrite(s, moved, f"{instr.name}_") for s in instr.meaning)
+
+
+Move = Callable[[str, tuple[Expr, ...]], tuple[str, tuple[Expr, ...]]]
+
+
+def _rewrite(stmt: Stmt, move: Move, prefix: str) -> Stmt:
+    """Loads and stores of operands go to the windows; loop variables get ``prefix`` so that they hide nothing."""
+
+    def expr(e: Expr) -> Expr:
+        if isinstance(e, Var):
+            return Var(prefix + e.name)
+        if isinstance(e, Load):
+            return Load(*move(e.buffer, tuple(map(expr, e.indices))))
+        if isinstance(e, Binary):
+            return Binary(e.op, expr(e.a), expr(e.b))
+        if isinstance(e, Select):
+            return Select(expr(e.cond), expr(e.a), expr(e.b))
+        if isinstance(e, Unary | Cast):
+            return replace(e, a=expr(e.a))
+        return e
+
+    def body(stmts: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        return tuple(_rewrite(s, move, prefix) for s in stmts)
+
+    match stmt:
+        case For():
+            return replace(stmt, var=prefix + stmt.var, start=expr(stmt.start), stop=expr(stmt.stop), body=body(stmt.body))
+        case Store():
+            buffer, indices = move(stmt.buffer, tuple(map(expr, stmt.indices)))
+            return Store(buffer, indices, expr(stmt.value), stmt.op)
+        case If():
+            return If(expr(stmt.cond), body(stmt.body))
+        case Alloc():
+            return Alloc(stmt.buffer, body(stmt.body))
+        case Barrier():
+            return stmt
+        case Prefetch() | Invoke():
+            raise InternalError("an instruction's meaning holds loops, stores, ifs and allocs only")
