@@ -53,7 +53,10 @@ class Effort:
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """The settings in force. Raises UsageError for an unreadable file, an unknown key or a value of the wrong kind."""
     environ = os.environ if environ is None else environ
-    values = {**_file_values(environ), **{k: environ[f"WPK_{k.upper()}"] for k in _KEYS if environ.get(f"WPK_{k.upper()}")}}
+    values = {
+        **_file_values(environ),
+        **{k: environ[f"WPK_{k.upper()}"] for k in _KEYS if environ.get(f"WPK_{k.upper()}")},
+    }
     return Settings(
         Path(str(values.get("cache") or _user_folder(environ, "cache"))).expanduser(),
         None if values.get("cc") is None else str(values["cc"]),

@@ -57,7 +57,10 @@ def broken(part: str, imported: str) -> bool:
 
 
 FILES = sorted(
-    f for top in ("wpk", "search", "dsl", "kernels") for f in (ROOT / top).rglob("*.py") if f != ROOT / "wpk/__init__.py"
+    f
+    for top in ("wpk", "search", "dsl", "kernels")
+    for f in (ROOT / top).rglob("*.py")
+    if f != ROOT / "wpk/__init__.py"
 )
 
 
@@ -65,7 +68,9 @@ FILES = sorted(
 def test_imports_go_one_way(file: Path) -> None:
     part = part_of(file)
     bad = sorted(name for name in imports(file.read_text()) if broken(part, name))
-    assert bad == [], f"{file.relative_to(ROOT)} is of layer {part} and may not import wpk.{', wpk.'.join(bad)}"
+    assert bad == [], (
+        f"{file.relative_to(ROOT)} is of layer {part} and may not import wpk.{', wpk.'.join(bad)}"
+    )
 
 
 def test_the_rule_itself() -> None:

@@ -21,7 +21,9 @@ def test_environment_wins_over_the_file(tmp_path: Path) -> None:
     assert (str(found.cache), found.cc, found.threads, found.debug) == ("/from/file", "clang", 5, True)
 
 
-@pytest.mark.parametrize("text, named", [("chache = 1", "chache"), ("cache =", "config.toml"), ("threads = 0", "threads")])
+@pytest.mark.parametrize(
+    "text, named", [("chache = 1", "chache"), ("cache =", "config.toml"), ("threads = 0", "threads")]
+)
 def test_wrong_file_is_named(tmp_path: Path, text: str, named: str) -> None:
     file = tmp_path / "config.toml"
     file.write_text(text)
@@ -34,7 +36,9 @@ def test_missing_named_file(tmp_path: Path) -> None:
         load_settings({"WPK_CONFIG": str(tmp_path / "none.toml")})
 
 
-@pytest.mark.parametrize("text, seconds", [("60", 60), (2.5, 2.5), ("90s", 90), ("2m", 120), ("1.5h", 5400), ("500ms", 0.5)])
+@pytest.mark.parametrize(
+    "text, seconds", [("60", 60), (2.5, 2.5), ("90s", 90), ("2m", 120), ("1.5h", 5400), ("500ms", 0.5)]
+)
 def test_budget(text: str | float, seconds: float) -> None:
     assert parse_budget(text) == pytest.approx(seconds)
 
