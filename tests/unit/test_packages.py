@@ -30,7 +30,9 @@ def test_top_folders_install_under_one_name() -> None:
 def test_data_patterns_cover_the_data() -> None:
     covered = set()
     for package, patterns in SETTINGS["package-data"].items():
-        folder = ROOT / (package.removeprefix("wpk.") if package.split(".")[1] in TOPS else package.replace(".", "/"))
+        folder = ROOT / (
+            package.removeprefix("wpk.") if package.split(".")[1] in TOPS else package.replace(".", "/")
+        )
         covered |= {f for pattern in patterns for f in folder.glob(pattern)}
     kinds = {".c", ".h", ".j2", ".toml", ".jsonl"}
     data = {f for top in TOPS for f in (ROOT / top).rglob("*") if f.suffix in kinds}
