@@ -1,0 +1,351 @@
+"""Winograd convolution F(m×m, r×r), stride 1, on channel-blocked layouts.
+
+    V = B'dB over tiles of the input;  M[xi,nu] = U[xi,nu]·V[xi,nu];  out = epilogue(A'MA)
+
+with U = G g G' computed at compile time (Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016).
+A' and B' are written as products of two sparse factors, which halves the additions of the transforms. Tiles are processed in
+blocks small enough that V and M stay in the L2 cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from wpk.core.result import Config
+from wpk.core.target import Target
+from wpk.core.workload import Workload
+from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
+from wpk.dsl.ir import Buffer, Expr, Load, Select, wrap
+from wpk.dsl.lower import lower
+from wpk.dsl.schedule import (
+    ComputeAt, Fuse, Inline, Parallel, Prefetch, Reorder, Split, Step, StoreAs, Unroll, Vectorize, schedule,
+)  # fmt: skip
+from wpk.kernels.conv_direct import LANES, REGISTERS, Shape, shape_of
+from wpk.kernels.epilogue import ZERO, Operands
+from wpk.kernels.family import Built
+from wpk.search.knobs import Choice, Ordered
+from wpk.search.space import Space
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """F(m, r) in one dimension: B' = b2·b1, A' = a2·a1, G."""
+
+    m: int
+    r: int
+    b1: Matrix
+    b2: Matrix
+    a1: Matrix
+    a2: Matrix
+    g: Matrix
+
+    @property
+    def size(self) -> int:
+        """The tile's edge, m + r - 1."""
+        return self.m + self.r - 1
+
+
+def _eye(n: int) -> Matrix:
+    return tuple(tuple(float(i == j) for j in range(n)) for i in range(n))
+
+
+def transform(m: int, r: int) -> Transform:
+    """The transform on the points 0, 1, -1 (tile 4) or 0, 1, -1, 2, -2 (tile 6), and infinity. ValueError for other sizes."""
+    if m + r - 1 == 4:
+        points, scale = (0.0, 1.0, -1.0), (1.0, 0.5, 0.5)
+        b1: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1))
+        b2 = _eye(4)
+        fold: Matrix = ((1, 0, 0, 0), (0, 1, 1, 0), (0, 1, -1, 0), (0, 0, 0, 1))
+        odd_even: tuple[tuple[float, ...], ...] = ((1.0,),)
+    elif m + r - 1 == 6:
+        points, scale = (0.0, 1.0, -1.0, 2.0, -2.0), (1 / 4, -1 / 6, -1 / 6, 1 / 24, 1 / 24)
+        b1 = ((4, 0, -5, 0, 1, 0), (0, 0, -4, 0, 1, 0), (0, -4, 0, 1, 0, 0), (0, 0, -1, 0, 1, 0), (0, -2, 0, 2, 0, 0),
+              (0, 4, 0, -5, 0, 1))  # fmt: skip
+        b2 = ((1, 0, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0), (0, 1, -1, 0, 0, 0), (0, 0, 0, 1, 1, 0), (0, 0, 0, 1, -1, 0),
+              (0, 0, 0, 0, 0, 1))  # fmt: skip
+        fold = ((1, 0, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0), (0, 1, -1, 0, 0, 0), (0, 0, 0, 1, 1, 0), (0, 0, 0, 1, -1, 0),
+                (0, 0, 0, 0, 0, 1))  # fmt: skip
+        odd_even = ((1.0,), (2.0,))
+    else:
+        raise ValueError(f"no transform for F({m}, {r})")
+    bases = [abs(x[0]) for x in odd_even]
+    a2 = tuple(
+        (float(i == 0), *(x for b in bases for x in ((b**i, 0.0) if i % 2 == 0 else (0.0, b**i))), float(i == m - 1))
+        for i in range(m)
+    )
+    g = (*(tuple(s * p**k for k in range(r)) for p, s in zip(points, scale, strict=True)), (0.0,) * (r - 1) + (1.0,))
+    return Transform(m, r, b1, b2, fold, a2, g)
+
+
+def transformed_weights(f: Transform, weights: np.ndarray) -> np.ndarray:
+    """U (size, size, K, C) = G g G' of weights (K, C, r, r), computed in float64."""
+    g = np.asarray(f.g, np.float64)
+    return np.einsum("xi,kcij,yj->xykc", g, weights.astype(np.float64), g, optimize=True).astype(np.float32)
+
+
+# --- THE ALGORITHM ------------------------------------------------------------------------------------------------------
+
+
+def algorithm(workload: Workload, s: Shape, f: Transform) -> Algorithm:
+    """The module docstring's three lines as stages; tiles are numbered t = (n·TH + th)·TW + tw."""
+    a, th, tw = f.size, -(-s.oh // f.m), -(-s.ow // f.m)
+    cb, kb = -(-s.c // s.block), s.kb
+    t, c_b, cv, k_b, kv = Axis("t", s.n * th * tw), Axis("cb", cb), Axis("cv", s.block), Axis("kb", kb), Axis("kv", s.block)
+    i, j, xi, nu = Axis("i", a), Axis("j", a), Axis("xi", a), Axis("nu", a)
+    image, row, col = t.var // (th * tw), t.var // tw % th * f.m, t.var % tw * f.m
+    tc = (t.var, c_b.var, cv.var)
+    stages = [_padded(s, f, th, tw)]
+    stages.append(Stage("d", (i, j, t, c_b, cv), Load("xp", (image, c_b.var, row + i.var, col + j.var, cv.var))))
+    stages += [
+        Stage("e", (xi, j, t, c_b, cv), _times("B1", xi, a, lambda p: Load("d", (p, j.var, *tc)))),
+        Stage("r", (xi, j, t, c_b, cv), _times("B2", xi, a, lambda p: Load("e", (p, j.var, *tc)))),
+        Stage("f", (xi, nu, t, c_b, cv), _times("B1", nu, a, lambda p: Load("r", (xi.var, p, *tc)))),
+        Stage("V", (xi, nu, t, c_b, cv), _times("B2", nu, a, lambda p: Load("f", (xi.var, p, *tc)))),
+    ]
+    c = Axis("c", s.cg)
+    channel: Expr = c.var if s.groups == 1 else k_b.var // (kb // s.groups) * s.cg + c.var
+    product = Load("V", (xi.var, nu.var, t.var, channel // s.block, channel % s.block)) * Load(
+        "u", (xi.var, nu.var, k_b.var, c.var // s.block, c.var % s.block, kv.var))  # fmt: skip
+    y = (t, k_b, kv)
+    tk = tuple(x.var for x in y)
+    stages += [
+        Stage("acc", (xi, nu, *y), product, Reduce("+", (c,))),
+        Stage("M", (xi, nu, *y), Load("acc", (xi.var, nu.var, *tk))),
+    ]
+    oi, oj, p, q = Axis("i", f.m), Axis("j", f.m), Axis("p", a), Axis("q", a)
+    stages += [
+        Stage("g", (p, nu, *y), _times("A1", p, a, lambda x: Load("M", (x, nu.var, *tk)))),
+        Stage("z", (oi, nu, *y), _times("A2", oi, a, lambda x: Load("g", (x, nu.var, *tk)))),
+        Stage("h", (oi, q, *y), _times("A1", q, a, lambda x: Load("z", (oi.var, x, *tk)))),
+        Stage("y", (oi, oj, *y), _times("A2", oj, a, lambda x: Load("h", (oi.var, x, *tk)))),
+    ]
+    operands = Operands(workload, 2, s.block)
+    at = (image, k_b.var, row + oi.var, col + oj.var, kv.var)
+    done = operands.value(Load("y", (oi.var, oj.var, *tk)), *at)
+    inside = (row + oi.var < s.oh) & (col + oj.var < s.ow)
+    stages.append(Stage("out", (*y[:2], oi, oj, kv), done, scatter=at, where=inside))
+    u = Buffer("u", (a, a, kb, -(-s.cg // s.block), s.block, s.block))
+    x = Buffer("x", (s.n, cb, s.h, s.w, s.block))
+    out = Buffer("out", (s.n, kb, s.oh, s.ow, s.block), access="out")
+    tables = [_table("B1", f.b1), _table("B2", f.b2), _table("A1", f.a1), _table("A2", f.a2)]
+    return Algorithm("winograd", (x, u, *operands.buffers(), out), tuple(stages), tuple(tables))
+
+
+def _padded(s: Shape, f: Transform, th: int, tw: int) -> Stage:
+    """xp = x with zeros around it, up to the end of the last tile."""
+    extents = (s.n, -(-s.c // s.block), th * f.m + f.r - 1, tw * f.m + f.r - 1, s.block)
+    n, cb, h, w, cv = (Axis(a, e) for a, e in zip(("n", "cb", "h", "w", "cv"), extents, strict=True))
+    row, col = h.var - s.ph, w.var - s.pw
+    inside = (wrap(-1) < row) & (row < s.h) & (wrap(-1) < col) & (col < s.w)
+    return Stage("xp", (n, cb, h, w, cv), Select(inside, Load("x", (n.var, cb.var, row, col, cv.var)), ZERO))
+
+
+def _table(name: str, matrix: Matrix) -> Buffer:
+    return Buffer(name, (len(matrix), len(matrix[0])), values=tuple(float(x) for row in matrix for x in row))
+
+
+def _times(table: str, row: Axis, n: int, of) -> Expr:  # type: ignore[no-untyped-def]
+    """sum over p of table[row, p] * of(p), written out: constant factors of 0 and ±1 fold away when unrolled."""
+    total: Expr | None = None
+    for p in range(n):
+        term = Load(table, (row.var, wrap(p))) * of(wrap(p))
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+# --- THE SPACE ----------------------------------------------------------------------------------------------------------
+
+
+def tiles(s: Shape, m: int) -> int:
+    """Output tiles of F(m, r)."""
+    return s.n * -(-s.oh // m) * -(-s.ow // m)
+
+
+def space(s: Shape, target: Target) -> Space:
+    """Tile size m, register tile, block of tiles, chunk of channels, loop orders, where V is made, parallel axes, padding, ISA."""
+    isas = tuple(i for i in target.isas if i in ("avx512", "avx2", "neon")) or ("scalar",)
+    sizes = (2, 4) if s.kh == 3 else (2,)
+    most = tiles(s, 2)
+    knobs = (
+        Choice("isa", isas, isas[0]),
+        Ordered("m", sizes, sizes[-1]),
+        Ordered("tile_t", tuple(t for t in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 20, 24, 28) if t <= most), min(14, most)),
+        Ordered("tile_k", tuple(t for t in (1, 2, 3, 4) if t <= s.kb), min(2, s.kb)),
+        Ordered("block", tuple(t for t in (4, 7, 8, 14, 16, 20, 25, 28, 32, 42, 49, 56, 64, 98, 112, 196, 256, 392) if t <= most) or (most,), 14),
+        Ordered("chunk", tuple(t for t in (1, 2, 4, 8, 16, 32) if t <= s.kb), min(4, s.kb)),
+        Choice("order", ("k_t", "t_k"), "k_t"),
+        Choice("input", ("job", "root"), "job"),
+        Choice("parallel", ("tiles", "channels", "both"), "tiles"),
+        Ordered("grain", (1, 2), 1),
+        Ordered("unroll_c", (1, 2, 4, 8, 16), 4),
+        Choice("pad", ("inline", "root"), "inline"),
+        Ordered("prefetch", (0, 4, 8, 16), 0),
+    )  # fmt: skip
+
+    def sane(c: Config) -> bool:
+        vectors = -(-16 // LANES[str(c["isa"])]) * int(c["tile_k"])
+        if (int(c["tile_t"]) + 1) * vectors + 1 > REGISTERS[str(c["isa"])]:
+            return False
+        total = tiles(s, int(c["m"]))
+        if int(c["block"]) > total or int(c["tile_t"]) > int(c["block"]) or int(c["tile_k"]) > int(c["chunk"]):
+            return c["block"] == min(knobs[4].values) and int(c["tile_t"]) <= total and int(c["tile_k"]) <= int(c["chunk"])
+        return c["input"] == "root" or c["parallel"] == "tiles"
+
+    fixed = replace(knobs[4], default=min(knobs[4].values, key=lambda b: abs(int(b) - 28)))
+    knobs = (*knobs[:4], fixed, *knobs[5:])  # type: ignore[assignment]
+    return Space(knobs, (sane,), first_configs(s, target, {k.name: k.default for k in knobs}, tuple(fixed.values)))  # type: ignore[arg-type]
+
+
+def first_configs(s: Shape, target: Target, base: Config, blocks: tuple[int, ...]) -> tuple[Config, ...]:
+    """Blocks for which V and one chunk of M fill about half of L2; else all tiles at once, parallel over channels."""
+    found: list[Config] = []
+    for m in (4, 2) if s.kh == 3 else (2,):
+        a, total = (m + s.kh - 1) ** 2, tiles(s, m)
+        room = max(target.l2 // (2 * 4 * a * s.c), 4)
+        jobs_ok = [b for b in blocks if b <= min(room, max(total // target.threads, 1))]
+        tile = max((t for t in (14, 12, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1) if t <= total), key=lambda t: (t if total % t == 0 else t - 5))
+        if jobs_ok:
+            block = max(jobs_ok, key=lambda b: (total % b == 0, b))
+            t = max((t for t in (14, 13, 12, 10, 9, 8, 7, 5, 4, 2, 1) if t <= block), key=lambda t: (block % t == 0) * 6 + t)
+            found.append({**base, "m": m, "block": block, "tile_t": t})
+        block = max((b for b in blocks if b <= total), default=min(blocks))
+        found.append({**base, "m": m, "block": block, "tile_t": min(tile, block), "input": "root", "parallel": "both"})
+    return tuple(found)
+
+
+# --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
+
+
+def steps(s: Shape, c: Config) -> list[Step]:
+    """for job (block of tiles): V; for k_o (chunk of channels): M by register tiles; output transform and store."""
+    tiles_of_job = (Split("out", "t", int(c["block"]), "t_o", "t_i", "shift"),
+                    Split("out", "kb", int(c["chunk"]), "k_o", "k", "shift"))  # fmt: skip
+    inner = ("t_i", "k", "i", "j", "kv")
+    if c["parallel"] == "both":
+        nest: list[Step] = [Reorder("out", ("t_o", "k_o", *inner)), Fuse("out", "t_o", "k_o", "job")]
+        m_at = "job"
+    else:
+        first, m_at = ("t_o", "k_o") if c["parallel"] == "tiles" else ("k_o", "t_o")
+        nest = [Reorder("out", (first, m_at, *inner))]
+    job = "job" if c["parallel"] == "both" else first
+    plan: list[Step] = [
+        *tiles_of_job, *nest, Parallel("out", job, int(c["grain"])),
+        Unroll("out", "i"), Unroll("out", "j"), Vectorize("out", "kv"),
+        *output_transform(), ComputeAt("M", "out", m_at, "thread"), *product(c),
+    ]  # fmt: skip
+    if c["input"] == "root":
+        plan += [Reorder("V", ("t", "cb", "xi", "nu", "cv")), Fuse("V", "t", "cb", "job"), Parallel("V", "job", 4)]
+        at = "job"
+    else:
+        plan += [ComputeAt("V", "out", job, "thread"), Reorder("V", ("t", "cb", "xi", "nu", "cv"))]
+        at = "cb"
+    return plan + input_transform(at) + padding(c)
+
+
+def product(c: Config) -> list[Step]:
+    """M[xi,nu]: a register tile of tiles × channel blocks, the reduction inside."""
+    unroll = int(c["unroll_c"])
+    outer = ("k_o", "t_o") if c["order"] == "k_t" else ("t_o", "k_o")
+    plan: list[Step] = [
+        Split("M", "t", int(c["tile_t"]), "t_o", "t_i"),
+        Split("M", "kb", int(c["tile_k"]), "k_o", "k_i"),
+        Reorder("M", ("xi", "nu", *outer, "t_i", "k_i", "kv")),
+        Unroll("M", "t_i"), Unroll("M", "k_i"), Vectorize("M", "kv"),
+        ComputeAt("acc", "M", outer[1], "register"),
+        Split("acc", "c", 16, "c_o", "c_i"), Split("acc", "c_i", unroll, "c_m", "c_u"),
+        Reorder("acc", ("xi", "nu", "c_o", "c_m", "c_u", "t", "kb", "kv")),
+        Unroll("acc", "c_u"), Unroll("acc", "t"), Unroll("acc", "kb"), Vectorize("acc", "kv"),
+    ]  # fmt: skip
+    if int(c["prefetch"]):
+        plan.append(Prefetch("acc", "u", "c_m", int(c["prefetch"])))
+    return plan
+
+
+def input_transform(at: str) -> list[Step]:
+    """Columns first: r[:, j] from one column of d; then V[xi, :] from one row of r. All in registers."""
+    return [
+        Unroll("V", "xi"), Unroll("V", "nu"), Vectorize("V", "cv"),
+        ComputeAt("f", "V", "xi", "register"), Unroll("f", "nu"), Vectorize("f", "cv"),
+        ComputeAt("r", "V", at, "register"), Reorder("r", ("j", "xi", "t", "cb", "cv")),
+        Unroll("r", "j"), Unroll("r", "xi"), Vectorize("r", "cv"),
+        ComputeAt("e", "r", "j", "register"), Unroll("e", "xi"), Vectorize("e", "cv"),
+        ComputeAt("d", "r", "j", "register"), Unroll("d", "i"), Vectorize("d", "cv"),
+    ]  # fmt: skip
+
+
+def output_transform() -> list[Step]:
+    """Columns first: z[:, nu] from one column of M; then a row of outputs from one row of z. All in registers."""
+    return [
+        Inline("y"),
+        ComputeAt("h", "out", "i", "register"), Unroll("h", "q"), Vectorize("h", "kv"),
+        ComputeAt("z", "out", "k", "register"), Reorder("z", ("nu", "i", "t", "kb", "kv")),
+        Unroll("z", "nu"), Unroll("z", "i"), Vectorize("z", "kv"),
+        ComputeAt("g", "z", "nu", "register"), Unroll("g", "p"), Vectorize("g", "kv"),
+    ]  # fmt: skip
+
+
+def padding(c: Config) -> list[Step]:
+    """Zeros around the input: tested where it is read, or copied once."""
+    if c["pad"] == "inline":
+        return [Inline("xp")]
+    return [Vectorize("xp", "cv"), Fuse("xp", "n", "cb", "nc"), Fuse("xp", "nc", "h", "job"), Parallel("xp", "job", 8)]
+
+
+# --- THE FAMILY ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Winograd:
+    """Winograd convolution; see the module's docstring. Its error class is ``winograd`` (relative L2 up to 1e-4)."""
+
+    name: str = "winograd"
+    version: int = 1
+    accuracy: str = "winograd"
+
+    def matches(self, workload: Workload, target: Target) -> str | None:
+        """Float32 3×3 or 5×5 conv, stride 1, dilation 1, blocked in and out with the same block."""
+        if workload.op != "conv":
+            return f"op is {workload.op}, expected conv"
+        x, y = workload.inputs[0], workload.outputs[0]
+        if x.dtype != "float32" or len(x.shape) != 4 or 1 not in workload.constants:
+            return "expected a float32 2-D convolution with constant weights"
+        s = shape_of(workload)
+        if (s.kh, s.kw) not in ((3, 3), (5, 5)) or (s.sh, s.sw, s.dh, s.dw) != (1, 1, 1, 1):
+            return f"kernel {s.kh}x{s.kw} stride {s.sh}x{s.sw} dilation {s.dh}x{s.dw}, expected 3x3 or 5x5 with 1 and 1"
+        if s.block == 1 or s.in_block != s.block:
+            return f"layouts {x.layout} → {y.layout}, expected one channel-blocked layout"
+        if s.groups > 1 and (s.cg % s.block or (s.k // s.groups) % s.block):
+            return f"{s.cg} → {s.k // s.groups} channels per group, expected multiples of {s.block}"
+        return Operands(workload, 2, s.block).reason()
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        """See :func:`space`."""
+        return space(shape_of(workload), target)
+
+    def build(self, workload: Workload, config: Config, target: Target) -> Built:
+        """Algorithm + schedule → kernel. Raises InvalidConfig."""
+        s = shape_of(workload)
+        f = transform(int(config["m"]), s.kh)
+        name = f"f32_winograd{f.m}x{f.r}_{config['tile_t']}x{int(config['tile_k']) * s.block}__{config['isa']}"
+        return Built(lower(schedule(algorithm(workload, s, f), steps(s, config)), name), str(config["isa"]))
+
+    def pack(
+        self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
+    ) -> list[np.ndarray]:
+        """Weights (K, C/g, r, r) → U (size, size, K/b, C/b, b, b), zero-padded; epilogue constants blocked like the output."""
+        s = shape_of(workload)
+        f = transform(int(config["m"]), s.kh)
+        cb = -(-s.cg // s.block)
+        full = np.zeros((f.size, f.size, s.kb * s.block, cb * s.block), np.float32)
+        full[:, :, : s.k, : s.cg] = transformed_weights(f, constants[0])
+        blocked = full.reshape(f.size, f.size, s.kb, s.block, cb, s.block).transpose(0, 1, 2, 4, 5, 3)
+        return [np.ascontiguousarray(blocked), *Operands(workload, 2, s.block).pack(constants, 1)]
+
+
+__all__ = ["StoreAs", "Transform", "Winograd", "transform", "transformed_weights"]
