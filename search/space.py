@@ -1,17 +1,30 @@
-"""A space: knobs + constraints. It enumerates, samples, mutates, crosses and repairs configs."""
+"""A space: knobs + constraints. It enumerates, samples, mutates, crosses and repairs configs.
+
+Constraints are plain predicates on configs. They are also evaluated on partial configs: a predicate that asks for a knob
+not assigned yet waits for it, so a search over assignments cuts a branch as soon as a constraint is known to fail. That
+keeps enumeration and repair quick where few of millions of assignments are valid.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from functools import cached_property
+from itertools import islice
 from math import prod
 from random import Random
+from typing import Any
 
 from wpk.search.knobs import Knob, Value
 
 Config = dict[str, Value]
 Constraint = Callable[[Config], bool]
+
+#: the values of a knob, in the order in which a search tries them
+Order = Callable[[Knob], Sequence[Value]]
+
+#: assignments that one attempt of a repair looks at before it starts again in another order of knobs
+_ATTEMPT = 2000
 
 
 @dataclass(frozen=True)
@@ -19,31 +32,43 @@ class Space:
     """All assignments of ``knobs`` for which every constraint holds.
 
     ``first`` are configs worth trying before any others (the analytic defaults), best first; ``default()`` is the first
-    valid one of them, else the knobs' defaults, repaired.
+    valid one of them, else the knobs' defaults, repaired. Constraints are pure and read knobs by ``config[name]``.
     """
 
     knobs: tuple[Knob, ...]
     constraints: tuple[Constraint, ...] = ()
     first: tuple[Config, ...] = field(default=(), compare=False)
 
+    @cached_property
+    def _values(self) -> dict[str, frozenset[Value]]:
+        return {k.name: frozenset(k.values) for k in self.knobs}
+
+    @cached_property
+    def _movable(self) -> tuple[Knob, ...]:
+        return tuple(k for k in self.knobs if len(k.values) > 1)
+
+    def _allowed(self, config: Config) -> bool:
+        return all(c(config) for c in self.constraints)
+
     def valid(self, config: Config) -> bool:
         """True when ``config`` assigns every knob one of its values and all constraints hold."""
-        if set(config) != {k.name for k in self.knobs} or any(config[k.name] not in k.values for k in self.knobs):
+        values = self._values
+        if config.keys() != values.keys() or any(v not in values[k] for k, v in config.items()):
             return False
-        return all(c(config) for c in self.constraints)
+        return self._allowed(config)
 
     @property
     def raw_size(self) -> int:
         """Assignments before constraints."""
         return prod(len(k.values) for k in self.knobs)
 
+    def size(self, limit: int = 100_000) -> int:
+        """Valid configs, counted up to ``limit``."""
+        return sum(1 for _ in islice(self.enumerate(), limit))
+
     def enumerate(self) -> Iterator[Config]:
         """Every valid config, in knob order."""
-        names = [k.name for k in self.knobs]
-        for values in product(*(k.values for k in self.knobs)):
-            config = dict(zip(names, values, strict=True))
-            if all(c(config) for c in self.constraints):
-                yield config
+        return self._search(self.knobs, lambda knob: knob.values)
 
     def default(self) -> Config:
         """The config to use when nothing is measured. Raises ValueError for an empty space."""
@@ -56,32 +81,21 @@ class Space:
         """A random valid config: uniform by rejection, then by repair. Raises ValueError for an empty space."""
         for _ in range(64):
             config: Config = {k.name: k.sample(rng) for k in self.knobs}
-            if all(c(config) for c in self.constraints):
+            if self._allowed(config):
                 return config
-        return self.repair({k.name: k.sample(rng) for k in self.knobs}, rng)
+        return self.repair(config, rng)
 
     def repair(self, config: Config, rng: Random) -> Config:
-        """The nearest valid config found by changing few knobs, else by enumeration."""
+        """A valid config that differs from ``config`` in few knobs. Raises ValueError for an empty space."""
         if self.valid(config):
             return config
-        for changes in range(1, 4):
-            for _ in range(48):
-                trial = dict(config)
-                for knob in rng.sample(self.knobs, min(changes, len(self.knobs))):
-                    trial[knob.name] = knob.sample(rng)
-                if self.valid(trial):
-                    return trial
-        found = next(self.enumerate(), None)
-        if found is None:
-            raise ValueError("the space has no valid config")
-        return found
+        return self._nudged(config, rng) or self._rebuilt(config, rng)
 
     def mutate(self, config: Config, rng: Random, rate: float = 0.25) -> Config:
         """Move some knobs (at least one): mostly to a neighbour, sometimes anywhere; the result is valid."""
-        chosen = [k for k in self.knobs if rng.random() < rate and len(k.values) > 1]
-        movable = [k for k in self.knobs if len(k.values) > 1]
-        if not chosen and movable:
-            chosen = [rng.choice(movable)]
+        chosen = [k for k in self._movable if rng.random() < rate]
+        if not chosen and self._movable:
+            chosen = [rng.choice(self._movable)]
         trial = dict(config)
         for knob in chosen:
             near = knob.neighbours(trial[knob.name])
@@ -103,3 +117,101 @@ class Space:
     def encode(self, config: Config) -> tuple[float, ...]:
         """A fixed-length numeric vector of a config."""
         return tuple(x for k in self.knobs for x in k.encode(config[k.name]))
+
+    def _nudged(self, config: Config, rng: Random) -> Config | None:
+        """A valid config one to three knobs away from ``config``, if a few tries find one."""
+        if config.keys() != self._values.keys():
+            return None
+        for changes in range(1, 4):
+            for _ in range(32):
+                trial = dict(config)
+                for knob in rng.sample(self._movable, min(changes, len(self._movable))):
+                    trial[knob.name] = knob.sample(rng)
+                if self.valid(trial):
+                    return trial
+        return None
+
+    def _rebuilt(self, config: Config, rng: Random) -> Config:
+        """The first valid assignment in an order that keeps the knobs' values in ``config`` where it can."""
+
+        def order(knob: Knob) -> Sequence[Value]:
+            mine = config.get(knob.name)
+            return sorted(rng.sample(knob.values, len(knob.values)), key=lambda v: v != mine)
+
+        for budget in (_ATTEMPT, 2 * _ATTEMPT, 4 * _ATTEMPT, None):
+            knobs = rng.sample(self.knobs, len(self.knobs)) if budget else self.knobs
+            steps = None if budget is None else iter(range(budget))
+            found = next(self._search(knobs, order, steps), None)
+            if found is not None:
+                return found
+        raise ValueError("the space has no valid config")
+
+    def _search(
+        self, knobs: Sequence[Knob], order: Order, steps: Iterator[int] | None = None
+    ) -> Iterator[Config]:
+        """Valid assignments by backtracking; ends early when ``steps`` runs out."""
+        waiting = _settle(self.constraints, _Partial())
+        if waiting is None:
+            return
+        for found in _assign(tuple(knobs), order, _Partial(), waiting, steps):
+            yield {k.name: found[k.name] for k in self.knobs}
+
+
+class _Missing(Exception):
+    """A constraint asked for a knob that has no value yet."""
+
+
+class _Partial(dict[str, Value]):
+    """A config in the making."""
+
+    def __missing__(self, name: str) -> Value:
+        raise _Missing(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The knob's value; a constraint that would take the default waits instead."""
+        return self[name]
+
+
+#: knob name -> constraints to look at again once it has a value
+_Waiting = dict[str, tuple[Constraint, ...]]
+
+
+def _settle(constraints: Sequence[Constraint], config: _Partial) -> _Waiting | None:
+    """The constraints still undecided, by the knob each waits for; None when one fails."""
+    waiting: _Waiting = {}
+    for constraint in constraints:
+        try:
+            if not constraint(config):
+                return None
+        except _Missing as missing:
+            name = str(missing.args[0])
+            waiting[name] = (*waiting.get(name, ()), constraint)
+    return waiting
+
+
+def _assign(
+    knobs: tuple[Knob, ...], order: Order, config: _Partial, waiting: _Waiting, steps: Iterator[int] | None
+) -> Iterator[_Partial]:
+    if not knobs:
+        if not waiting:
+            yield config
+        return
+    knob, rest = knobs[0], knobs[1:]
+    held = waiting.get(knob.name, ())
+    for value in order(knob):
+        if steps is not None and next(steps, None) is None:
+            break
+        config[knob.name] = value
+        more = _settle(held, config)
+        if more is not None:
+            yield from _assign(rest, order, config, _merge(waiting, more, knob.name), steps)
+    config.pop(knob.name, None)
+
+
+def _merge(waiting: _Waiting, more: _Waiting, settled: str) -> _Waiting:
+    if not more and settled not in waiting:
+        return waiting
+    merged = {name: held for name, held in waiting.items() if name != settled}
+    for name, held in more.items():
+        merged[name] = merged.get(name, ()) + held
+    return merged
