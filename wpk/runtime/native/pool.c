@@ -48,13 +48,17 @@ static inline void relax(void) {
 #endif
 }
 
+static void run_chunks(wpk_pool *p, const share *s, int64_t chunk, int thread) {
+  int64_t last = chunk + p->step < s->end ? chunk + p->step : s->end;
+  int64_t stop = last * p->grain < p->n ? last * p->grain : p->n;
+  p->body(p->ctx, chunk * p->grain, stop, thread);
+}
+
 static void work_on(wpk_pool *p, share *s, int thread) {
   for (;;) {
     int64_t chunk = atomic_fetch_add_explicit(&s->next, p->step, memory_order_relaxed);
     if (chunk >= s->end) return;
-    int64_t last = chunk + p->step < s->end ? chunk + p->step : s->end;
-    int64_t stop = last * p->grain < p->n ? last * p->grain : p->n;
-    p->body(p->ctx, chunk * p->grain, stop, thread);
+    run_chunks(p, s, chunk, thread);
   }
 }
 
@@ -144,14 +148,17 @@ static void wake_sleepers(wpk_pool *p) {
   pthread_mutex_unlock(&p->lock);
 }
 
+static int64_t first_chunk(int64_t chunks, int thread, int threads) { return (chunks * thread + threads - 1) / threads; }
+
 static void announce(wpk_pool *p, wpk_body body, void *ctx, int64_t n, int64_t grain, int64_t chunks) {
   int threads = p->rt.threads;
   int64_t step = chunks / ((int64_t)threads * CHUNKS_A_CLAIM);
   p->body = body, p->ctx = ctx, p->n = n, p->grain = grain, p->step = step > 1 ? step : 1;
   for (int t = 0; t < threads; t++) {
-    p->shares[t].end = chunks * (t + 1) / threads;
-    atomic_store_explicit(&p->shares[t].next, chunks * t / threads, memory_order_relaxed);
+    p->shares[t].end = first_chunk(chunks, t + 1, threads);
+    atomic_store_explicit(&p->shares[t].next, first_chunk(chunks, t, threads), memory_order_relaxed);
   }
+  atomic_store_explicit(&p->shares[0].next, p->step, memory_order_relaxed); /* the caller's first, whoever is quick */
   atomic_store(&p->quiet, 0);
   atomic_store(&p->members, OPEN);
   atomic_fetch_add(&p->epoch, 1);
@@ -173,6 +180,7 @@ static void parallel(const wpk_rt *rt, wpk_body body, void *ctx, int64_t n, int6
   int64_t chunks = (n + grain - 1) / grain;
   if (chunks == 1 || rt->threads == 1 || atomic_exchange(&p->busy, 1)) return body(ctx, 0, n, 0);
   announce(p, body, ctx, n, grain, chunks);
+  run_chunks(p, &p->shares[0], 0, 0);
   work(p, 0);
   await_members(p);
   atomic_store(&p->busy, 0);

@@ -11,8 +11,9 @@ int wpk_runtime_version(void);
 /* pool.c: the caller and `threads - 1` workers. The pool is a wpk_rt (its first member). A pool serves one caller at a
    time; a second one that finds it busy runs its loop alone, with `thread` 0, so callers with workspaces of their own
    are right, only slower. Chunk c of a loop belongs first to thread c * threads / chunks, so the same part of a tensor
-   stays in the same core's cache from step to step; idle threads steal. When chunks == threads every thread gets
-   exactly one. `pin` binds thread t to the t-th allowed core. Returns NULL when out of memory. */
+   stays in the same core's cache from step to step; idle threads steal. Chunk 0 is always the caller's, and
+   with no more chunks than threads, chunks that wait for each other all run at once. `pin` binds thread t to the t-th
+   allowed core. Returns NULL when out of memory. */
 typedef struct wpk_pool wpk_pool;
 wpk_pool *wpk_pool_create(int threads, int pin);
 void wpk_pool_destroy(wpk_pool *pool);
