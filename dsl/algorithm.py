@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """Parameters in argument order, constant tables, and stages in dependency order; outputs are stages named as ``out`` parameters."""
+    """Parameters in argument order, constant tables, stages in dependency order; outputs are stages named as parameters."""
 
     name: str
     params: tuple[Buffer, ...]
@@ -64,12 +64,11 @@ class Algorithm:
 
     def stage(self, name: str) -> Stage:
         """The stage ``name``; KeyError when there is none."""
-        return next(s for s in self.stages if s.name == name) if any(s.name == name for s in self.stages) else _missing(name)
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
 
     def param(self, name: str) -> Buffer | None:
         """The parameter or table ``name``, or None."""
         return next((p for p in (*self.params, *self.tables) if p.name == name), None)
-
-
-def _missing(name: str) -> Stage:
-    raise KeyError(name)

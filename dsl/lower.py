@@ -10,15 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import prod
 
 from wpk.dsl import affine
 from wpk.dsl.affine import Linear, linear
 from wpk.dsl.algorithm import Stage
+from wpk.dsl.instr import find
 from wpk.dsl.ir import (
-    Alloc, Binary, Buffer, Cast, Const, Expr, For, If, Kernel, Load, LoopKind, Prefetch, Select, Stmt, Store, Unary, Var,
+    Alloc,
+    Binary,
+    Buffer,
+    Cast,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Load,
+    Prefetch,
+    Select,
+    Stmt,
+    Store,
+    Unary,
+    Var,
 )  # fmt: skip
 from wpk.dsl.schedule import FuseOf, Nest, PrefetchOf, Scheduled, ScheduleError, SplitOf
+from wpk.dsl.tensorize import match
 
 #: axis -> (first element, number of elements)
 Box = dict[str, tuple[Expr, int]]
@@ -76,8 +92,11 @@ class _Lowering:
         first, box = stages[0], boxes[stages[0].name]
         if first.name in self.params:
             return self._produce(first, box) + self._chain(stages[1:], boxes, rest)
+        if first.name in self.bases:
+            raise ScheduleError(f"{first.name} is computed inside itself")
         self.bases[first.name] = {a: base for a, (base, _) in box.items()}
         body = self._produce(first, box) + self._chain(stages[1:], boxes, rest)
+        del self.bases[first.name]
         return (Alloc(self._buffer(first, box), body),)
 
     def _buffer(self, stage: Stage, box: Box) -> Buffer:
@@ -110,7 +129,14 @@ class _Lowering:
         extents = walk.extents()
         if loop not in extents:
             raise ScheduleError(f"{walk.stage.name}.{loop} has no extent")
-        rel = next((r for r in walk.nest.relations if isinstance(r, SplitOf) and r.outer == loop and r.tail == "cut"), None)
+        rel = next(
+            (
+                r
+                for r in walk.nest.relations
+                if isinstance(r, SplitOf) and r.outer == loop and r.tail == "cut"
+            ),
+            None,
+        )
         rest = extents[rel.parent] % min(rel.factor, extents[rel.parent]) if rel else 0
         if rel is None or rest == 0:
             return self._for(walk, order, extents[loop], init)
@@ -137,17 +163,23 @@ class _Lowering:
                 raise ScheduleError(f"vectorize {walk.stage.name}.{loop}: not the innermost loop")
             kind = "serial"
         grain = walk.nest.grain if kind == "parallel" else 1
-        return (For(var, ZERO, Const(extent), kind, body, grain),)
+        done = (For(var, ZERO, Const(extent), kind, body, grain),)
+        target = self.s.instructions.get(walk.stage.name)
+        if target and target[0] == loop and not init:
+            return (match(done, find(target[1]), self.ranges),)
+        return done
 
     @contextmanager
     def _ranged(self, var: str, extent: int) -> Iterator[None]:
         before = self.ranges.get(var)
         self.ranges[var] = (0, extent - 1)
-        yield
-        if before is None:
-            del self.ranges[var]
-        else:
-            self.ranges[var] = before
+        try:
+            yield
+        finally:
+            if before is None:
+                del self.ranges[var]
+            else:
+                self.ranges[var] = before
 
     def _inside(self, walk: _Walk, order: tuple[str, ...], init: bool) -> Body:
         """The body of the loop just entered: prefetches, the stages computed here, then the loops inside."""
@@ -173,7 +205,9 @@ class _Lowering:
             assert stage.reduce is not None
             store = Store(buffer, indices, Const(stage.reduce.init, stage.dtype))
         else:
-            store = Store(buffer, indices, self._value(stage.value, env), stage.reduce.op if stage.reduce else "")
+            store = Store(
+                buffer, indices, self._value(stage.value, env), stage.reduce.op if stage.reduce else ""
+            )
         if stage.where is not None:
             guards.append(self._value(stage.where, env))
         return _guarded(guards, store)
@@ -186,11 +220,14 @@ class _Lowering:
 
     def _address(self, stage: Stage, position: list[Expr]) -> tuple[Expr, ...]:
         """Physical indices of an element of a live stage, from its position on the stage's axes."""
+        if stage.name not in self.bases:
+            raise ScheduleError(f"{stage.name} is read outside the loop that it is computed in")
         place, bases = self.s.placement(stage.name), self.bases[stage.name]
         names = [a.name for a in stage.axes]
         order = place.storage or tuple(names)
         offsets = {
-            n: linear(p, self.ranges).plus(linear(bases[n], self.ranges), -1) for n, p in zip(names, position, strict=True)
+            n: linear(p, self.ranges).plus(linear(bases[n], self.ranges), -1)
+            for n, p in zip(names, position, strict=True)
         }
         out = [offsets[n].expr() for n in order]
         if place.lanes:
@@ -220,7 +257,9 @@ class _Lowering:
             if expr.op in ("<", "<=", "==") and affine.is_integer(expr.a) and affine.is_integer(expr.b):
                 return affine.condition(affine.substitute(expr, env), self.ranges)
             if expr.op in ("and", "or"):
-                return affine.condition(Binary(expr.op, self._value(expr.a, env), self._value(expr.b, env)), self.ranges)
+                return affine.condition(
+                    Binary(expr.op, self._value(expr.a, env), self._value(expr.b, env)), self.ranges
+                )
             return Binary(expr.op, self._value(expr.a, env), self._value(expr.b, env))
         if isinstance(expr, Unary):
             return Unary(expr.op, self._value(expr.a, env))
@@ -234,6 +273,8 @@ class _Lowering:
         values = dict(walk.env)
         for rel in reversed(walk.nest.relations):
             if isinstance(rel, FuseOf):
+                if rel.fused not in values:  # a reduction loop, while the result is initialized
+                    continue
                 fused = values[rel.fused]
                 values[rel.outer] = affine.index(fused // extents[rel.inner], self.ranges)
                 values[rel.inner] = affine.index(fused % extents[rel.inner], self.ranges)
@@ -242,7 +283,9 @@ class _Lowering:
                 guards += [guard] if guard else []
         return {a: affine.index(base + values[a], self.ranges) for a, (base, _) in walk.box.items()}, guards
 
-    def _joined(self, rel: SplitOf, extents: Mapping[str, int], outer: Expr, inner: Expr) -> tuple[Expr, Expr | None]:
+    def _joined(
+        self, rel: SplitOf, extents: Mapping[str, int], outer: Expr, inner: Expr
+    ) -> tuple[Expr, Expr | None]:
         total = extents[rel.parent]
         factor = min(rel.factor, total)
         start: Expr = outer * factor
@@ -286,15 +329,21 @@ class _Lowering:
             spans.setdefault(n, (ZERO, extents.get(n, 1)))
         for rel in reversed(walk.nest.relations):
             if isinstance(rel, FuseOf):
-                fused, n = spans[rel.fused]
-                if n == 1:
+                fused, count = spans[rel.fused]
+                if count == 1:
                     spans[rel.outer] = (affine.index(fused // extents[rel.inner], self.ranges), 1)
                     spans[rel.inner] = (affine.index(fused % extents[rel.inner], self.ranges), 1)
                 else:
-                    spans[rel.outer], spans[rel.inner] = (ZERO, extents[rel.outer]), (ZERO, extents[rel.inner])
+                    spans[rel.outer], spans[rel.inner] = (
+                        (ZERO, extents[rel.outer]),
+                        (ZERO, extents[rel.inner]),
+                    )
             elif rel.parent in extents:
                 spans[rel.parent] = self._joined_span(rel, extents, spans[rel.outer], spans[rel.inner])
-        return {a: (affine.index(base + spans[a][0], self.ranges), spans[a][1]) for a, (base, _) in walk.box.items()}
+        return {
+            a: (affine.index(base + spans[a][0], self.ranges), spans[a][1])
+            for a, (base, _) in walk.box.items()
+        }
 
     def _joined_span(
         self, rel: SplitOf, extents: Mapping[str, int], outer: tuple[Expr, int], inner: tuple[Expr, int]
@@ -352,7 +401,9 @@ class _Lowering:
         """One hint for each pure iteration inside that reads another line of the tensor."""
         if not isinstance(walk.env.get(hint.loop), Var):
             return ()
-        reduced = _carried(walk.nest, {a.name for a in walk.stage.reduce.axes} if walk.stage.reduce else set())
+        reduced = _carried(
+            walk.nest, {a.name for a in walk.stage.reduce.axes} if walk.stage.reduce else set()
+        )
         extents = walk.extents()
         ahead = _Walk(walk.stage, walk.nest, walk.box, walk.reducing, dict(walk.env), dict(walk.cut))
         ahead.env[hint.loop] = walk.env[hint.loop] + hint.distance
@@ -360,7 +411,9 @@ class _Lowering:
         for n in inner:
             ahead.env[n] = Var(f"{walk.stage.name}_{n}_ahead") if n in loops else ZERO
         env, _ = self._axes(ahead)
-        load = next(x for x in self.loads[walk.stage.name] if x.buffer == hint.tensor)
+        load = next((x for x in self.loads[walk.stage.name] if x.buffer == hint.tensor), None)
+        if load is None:
+            raise ScheduleError(f"prefetch {hint.tensor}: {walk.stage.name} no longer reads it")
         address = self._value(load, env)
         assert isinstance(address, Load)
         body: Body = (Prefetch(address.buffer, address.indices, hint.locality),)
@@ -449,9 +502,4 @@ def lower(scheduled: Scheduled, name: str | None = None) -> Kernel:
     return Kernel(name or algorithm.name, algorithm.params, body)
 
 
-def workspace_elements(buffer: Buffer) -> int:
-    """Elements of a buffer."""
-    return prod(buffer.shape)
-
-
-__all__ = ["LoopKind", "lower"]
+__all__ = ["lower"]

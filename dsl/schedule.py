@@ -7,14 +7,14 @@ The loops of a reduced stage cover its reduction axes too; its initialization fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from wpk.core.errors import InvalidConfig
 from wpk.dsl.affine import loads, substitute
 from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
-from wpk.dsl.ir import Expr, Load, LoopKind, Scope, Var
+from wpk.dsl.ir import Binary, Cast, Expr, Load, LoopKind, Scope, Select, Unary
 
 Tail = Literal["cut", "shift", "guard"]
 
@@ -89,6 +89,7 @@ class Scheduled:
     nests: dict[str, Nest] = field(default_factory=dict)
     placements: dict[str, Placement] = field(default_factory=dict)
     prefetches: dict[str, tuple[PrefetchOf, ...]] = field(default_factory=dict)
+    instructions: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def nest(self, stage: str) -> Nest:
         """The nest of a stage; by default its axes in order, then its reduction axes."""
@@ -108,6 +109,16 @@ def _stage(s: Scheduled, name: str) -> Stage:
         if stage.name == name:
             return stage
     raise ScheduleError(f"{s.algorithm.name} has no stage {name!r}")
+
+
+def _require_free(s: Scheduled, stage: str, loops: Iterable[str], where: str) -> None:
+    """Refuse to take a loop away that another stage, a prefetch or an instruction is attached to."""
+    placed = {p.at[1]: n for n, p in s.placements.items() if p.at and p.at[0] == stage}
+    hinted = {p.loop: f"prefetch of {p.tensor}" for p in s.prefetches.get(stage, ())}
+    named = {s.instructions[stage][0]: s.instructions[stage][1]} if stage in s.instructions else {}
+    for loop in loops:
+        user = {**placed, **hinted, **named}.get(loop)
+        _require(user is None, f"{where}: {user} is attached to {loop}")
 
 
 def _require(ok: bool, message: str) -> None:
@@ -158,7 +169,10 @@ class Split:
         taken = (set(nest.order) | {a.name for a in _stage(s, self.stage).axes}) - {self.loop}
         _require(not taken & {self.outer, self.inner} and self.outer != self.inner, f"{where}: name taken")
         _require(nest.kind(self.loop) == "serial", f"{where}: split before {nest.kind(self.loop)}")
-        reduced = self.loop in _reduction_loops(s, self.stage)
+        _require_free(s, self.stage, (self.loop,), where)
+        counted = any(isinstance(r, SplitOf) and r.tail == "cut" and r.outer == self.loop for r in nest.relations)
+        _require(not counted, f"{where}: it counts the tiles of a split with a cut tail")
+        reduced = _stage(s, self.stage).reduce is not None
         _require(not (reduced and self.tail == "shift"), f"{where}: a shifted tail would add elements twice")
         at = nest.order.index(self.loop)
         order = (*nest.order[:at], self.outer, self.inner, *nest.order[at + 1 :])
@@ -183,13 +197,23 @@ class Fuse:
     def apply(self, s: Scheduled) -> Scheduled:
         nest = s.nest(self.stage)
         where = f"fuse {self.stage}.({self.outer}, {self.inner})"
-        _require(self.outer in nest.order and self.inner in nest.order, f"{where}: no such loops, found {nest.order}")
+        _require(
+            self.outer in nest.order and self.inner in nest.order,
+            f"{where}: no such loops, found {nest.order}",
+        )
         at = nest.order.index(self.outer)
         _require(nest.order[at + 1 : at + 2] == (self.inner,), f"{where}: not directly nested")
         _require(self.fused not in nest.order, f"{where}: name taken")
         reduced = _reduction_loops(s, self.stage)
-        _require((self.outer in reduced) == (self.inner in reduced), f"{where}: mixes a reduction with a pure loop")
-        cut = {n for r in nest.relations if isinstance(r, SplitOf) and r.tail == "cut" for n in (r.outer, r.inner)}
+        _require(
+            (self.outer in reduced) == (self.inner in reduced), f"{where}: mixes a reduction with a pure loop"
+        )
+        cut = {
+            n
+            for r in nest.relations
+            if isinstance(r, SplitOf) and r.tail == "cut"
+            for n in (r.outer, r.inner)
+        }
         _require(not cut & {self.outer, self.inner}, f"{where}: part of a split with a cut tail")
         order = (*nest.order[:at], self.fused, *nest.order[at + 2 :])
         rel = FuseOf(self.outer, self.inner, self.fused)
@@ -213,10 +237,20 @@ class Reorder:
         same = sorted(self.order) == sorted(nest.order)
         _require(same, f"reorder {self.stage}: {self.order} is not an order of {nest.order}")
         for rel in nest.relations:
-            if isinstance(rel, SplitOf) and rel.tail == "cut" and {rel.outer, rel.inner} <= set(self.order):
-                inside = self.order.index(rel.outer) < self.order.index(rel.inner)
+            if isinstance(rel, SplitOf) and rel.tail == "cut":
+                parts = _descendants(nest, rel.inner) & set(self.order)
+                inside = all(self.order.index(rel.outer) < self.order.index(p) for p in parts)
                 _require(inside, f"reorder {self.stage}: {rel.inner} of a cut split must stay inside {rel.outer}")
         return _with_nest(s, self.stage, replace(nest, order=self.order))
+
+
+def _descendants(nest: Nest, loop: str) -> set[str]:
+    """``loop`` and the loops it was split into."""
+    names = {loop}
+    for rel in nest.relations:
+        if isinstance(rel, SplitOf) and rel.parent in names:
+            names |= {rel.outer, rel.inner}
+    return names
 
 
 @dataclass(frozen=True)
@@ -228,7 +262,9 @@ class _Mark:
 
     def mark(self, s: Scheduled, kind: LoopKind, grain: int = 1) -> Scheduled:
         nest = s.nest(self.stage)
-        _require(self.loop in nest.order, f"{kind} {self.stage}.{self.loop}: no such loop, found {nest.order}")
+        _require(
+            self.loop in nest.order, f"{kind} {self.stage}.{self.loop}: no such loop, found {nest.order}"
+        )
         kinds = (*((n, k) for n, k in nest.kinds if n != self.loop), (self.loop, kind))
         return _with_nest(s, self.stage, replace(nest, kinds=kinds, grain=max(grain, nest.grain)))
 
@@ -247,6 +283,34 @@ class Vectorize(_Mark):
 
     def apply(self, s: Scheduled) -> Scheduled:
         return self.mark(s, "vector")
+
+
+@dataclass(frozen=True)
+class Tensorize:
+    """Replace a loop and all inside it by an instruction that means the same (checked when the loops are made).
+
+        for v in 0..16: acc[v] += x * w[v]     →     fma16(acc, x, w)
+
+    The instruction is named as in :mod:`wpk.dsl.instr`. Exo ``replace``, TVM ``tensorize``.
+    """
+
+    stage: str
+    loop: str
+    instr: str
+
+    def apply(self, s: Scheduled) -> Scheduled:
+        order = s.nest(self.stage).order
+        _require(self.loop in order, f"tensorize {self.stage}.{self.loop}: no such loop, found {order}")
+        inside = {n for (t, _), n in _placed(s) if t == self.stage}
+        blocked = inside & set(order[order.index(self.loop) :])
+        _require(
+            not blocked, f"tensorize {self.stage}.{self.loop}: another stage is computed inside {blocked}"
+        )
+        return replace(s, instructions={**s.instructions, self.stage: (self.loop, self.instr)})
+
+
+def _placed(s: Scheduled) -> list[tuple[tuple[str, str], str]]:
+    return [(p.at, p.at[1]) for p in s.placements.values() if p.at is not None]
 
 
 @dataclass(frozen=True)
@@ -282,10 +346,15 @@ class ComputeAt:
     def apply(self, s: Scheduled) -> Scheduled:
         where = f"compute_at {self.stage} in {self.consumer}.{self.loop}"
         _stage(s, self.stage)
-        _require(self.loop in s.nest(self.consumer).order, f"{where}: no such loop, found {s.nest(self.consumer).order}")
+        _require(
+            self.loop in s.nest(self.consumer).order,
+            f"{where}: no such loop, found {s.nest(self.consumer).order}",
+        )
         is_output = any(p.name == self.stage for p in s.algorithm.params)
         _require(not is_output, f"{where}: an output is computed at root")
-        _require(self.stage != self.consumer and not _inside(s, self.consumer, self.stage), f"{where}: a cycle")
+        _require(
+            self.stage != self.consumer and not _inside(s, self.consumer, self.stage), f"{where}: a cycle"
+        )
         parallel = any(k == "parallel" for _, k in s.nest(self.stage).kinds)
         _require(not parallel, f"{where}: the stage has a parallel loop")
         new = replace(s.placement(self.stage), at=(self.consumer, self.loop), scope=self.scope)
@@ -327,6 +396,7 @@ class Inline:
         stage = _stage(s, self.stage)
         plain = stage.reduce is None and stage.scatter is None and s.algorithm.param(stage.name) is None
         _require(plain, f"inline {self.stage}: it is reduced or an output")
+        _require_free(s, self.stage, s.nest(self.stage).order, f"inline {self.stage}")
         rest = tuple(_replace_loads(t, stage) for t in s.algorithm.stages if t.name != stage.name)
         return replace(s, algorithm=replace(s.algorithm, stages=rest))
 
@@ -341,10 +411,8 @@ def _replace_loads(user: Stage, stage: Stage) -> Stage:
     return replace(user, value=rewrite(user.value))
 
 
-def _map(expr: Expr, f) -> Expr:  # type: ignore[no-untyped-def]
+def _map(expr: Expr, f: Callable[[Expr], Expr]) -> Expr:
     """Apply ``f`` to the direct children of an expression."""
-    from wpk.dsl.ir import Binary, Cast, Select, Unary
-
     match expr:
         case Load(buffer, indices):
             return Load(buffer, tuple(f(i) for i in indices))
@@ -376,7 +444,10 @@ class CacheRead:
         algo, user = s.algorithm, _stage(s, self.consumer)
         where = f"cache_read {self.tensor} in {self.consumer}"
         _require(any(x.buffer == self.tensor for x in loads(user.value)), f"{where}: it does not read it")
-        _require(algo.param(self.name) is None and all(t.name != self.name for t in algo.stages), f"{where}: name taken")
+        _require(
+            algo.param(self.name) is None and all(t.name != self.name for t in algo.stages),
+            f"{where}: name taken",
+        )
         param = algo.param(self.tensor)
         shape = param.shape if param else tuple(a.extent for a in _stage(s, self.tensor).axes)
         axes = tuple(Axis(f"d{i}", n) for i, n in enumerate(shape))
@@ -384,7 +455,11 @@ class CacheRead:
 
         def rewrite(expr: Expr) -> Expr:
             expr = _map(expr, rewrite)
-            return Load(self.name, expr.indices) if isinstance(expr, Load) and expr.buffer == self.tensor else expr
+            return (
+                Load(self.name, expr.indices)
+                if isinstance(expr, Load) and expr.buffer == self.tensor
+                else expr
+            )
 
         at = next(i for i, t in enumerate(algo.stages) if t.name == user.name)
         stages = (*algo.stages[:at], copy, replace(user, value=rewrite(user.value)), *algo.stages[at + 1 :])
@@ -408,7 +483,9 @@ class RFactor:
 
     def apply(self, s: Scheduled) -> Scheduled:
         stage, where = _stage(s, self.stage), f"rfactor {self.stage}.{self.axis}"
-        _require(stage.reduce is not None and self.stage not in s.nests, f"{where}: not an unscheduled reduction")
+        _require(
+            stage.reduce is not None and self.stage not in s.nests, f"{where}: not an unscheduled reduction"
+        )
         assert stage.reduce is not None
         axis = next((a for a in stage.reduce.axes if a.name == self.axis), None)
         _require(axis is not None, f"{where}: no such reduction axis")
@@ -417,7 +494,9 @@ class RFactor:
         outer, inner = Axis(f"{axis.name}_o", axis.extent // self.factor), Axis(f"{axis.name}_i", self.factor)
         value = substitute(stage.value, {axis.name: outer.var * self.factor + inner.var})
         kept = tuple(inner if a is axis else a for a in stage.reduce.axes)
-        part = Stage(self.part, (outer, *stage.axes), value, replace(stage.reduce, axes=kept), dtype=stage.dtype)
+        part = Stage(
+            self.part, (outer, *stage.axes), value, replace(stage.reduce, axes=kept), dtype=stage.dtype
+        )
         read = Load(self.part, (outer.var, *(a.var for a in stage.axes)))
         total = replace(stage, value=read, reduce=Reduce(stage.reduce.op, (outer,), stage.reduce.init))
         at = s.algorithm.stages.index(stage)
@@ -429,7 +508,7 @@ class RFactor:
 class Prefetch:
     """Prefetch what ``tensor`` (read by ``stage``) will give ``distance`` iterations of ``loop`` later.
 
-        for k: S(w[k])     →     for k: prefetch(w[k + distance]); S(w[k])
+    for k: S(w[k])     →     for k: prefetch(w[k + distance]); S(w[k])
     """
 
     stage: str
@@ -441,13 +520,28 @@ class Prefetch:
     def apply(self, s: Scheduled) -> Scheduled:
         where = f"prefetch {self.tensor} in {self.stage}.{self.loop}"
         _require(self.loop in s.nest(self.stage).order, f"{where}: no such loop")
-        _require(any(x.buffer == self.tensor for x in loads(_stage(s, self.stage).value)), f"{where}: not read there")
+        _require(
+            any(x.buffer == self.tensor for x in loads(_stage(s, self.stage).value)),
+            f"{where}: not read there",
+        )
         new = PrefetchOf(self.loop, self.tensor, self.distance, self.locality)
         return replace(s, prefetches={**s.prefetches, self.stage: (*s.prefetches.get(self.stage, ()), new)})
 
 
 Step = (
-    Split | Fuse | Reorder | Unroll | Vectorize | Parallel | ComputeAt | StoreAs | Inline | CacheRead | RFactor | Prefetch
+    Split
+    | Fuse
+    | Reorder
+    | Unroll
+    | Vectorize
+    | Tensorize
+    | Parallel
+    | ComputeAt
+    | StoreAs
+    | Inline
+    | CacheRead
+    | RFactor
+    | Prefetch
 )
 
 
@@ -461,5 +555,5 @@ def schedule(algorithm: Algorithm, steps: Iterable[Step]) -> Scheduled:
 
 __all__ = [
     "CacheRead", "ComputeAt", "Fuse", "Inline", "Nest", "Parallel", "Placement", "Prefetch", "RFactor", "Reorder",
-    "ScheduleError", "Scheduled", "Split", "Step", "StoreAs", "Unroll", "Var", "Vectorize", "schedule",
+    "ScheduleError", "Scheduled", "Split", "Step", "StoreAs", "Tensorize", "Unroll", "Vectorize", "schedule",
 ]  # fmt: skip

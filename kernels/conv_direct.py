@@ -20,7 +20,16 @@ from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
 from wpk.dsl.ir import Buffer, Expr, Load, Select, wrap
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import (
-    ComputeAt, Fuse, Parallel, Prefetch, Reorder, Split, Step, StoreAs, Unroll, Vectorize, schedule,
+    ComputeAt,
+    Fuse,
+    Parallel,
+    Prefetch,
+    Reorder,
+    Split,
+    Step,
+    Unroll,
+    Vectorize,
+    schedule,
 )  # fmt: skip
 from wpk.kernels.epilogue import ZERO, Operands, block_of
 from wpk.kernels.family import Built
@@ -28,6 +37,7 @@ from wpk.search.knobs import Choice, Ordered
 from wpk.search.space import Space
 
 REGISTERS = {"avx512": 32, "avx2": 16, "neon": 32, "scalar": 16}
+TILE_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 18, 20, 24, 28)
 LANES = {"avx512": 16, "avx2": 8, "neon": 4, "scalar": 1}
 
 
@@ -87,11 +97,11 @@ def shape_of(workload: Workload) -> Shape:
     """The normalized numbers of a conv workload."""
     x, w, y = workload.inputs[0], workload.inputs[1], workload.outputs[0]
     (n, c, h, wd), (k, _, kh, kw), (_, _, oh, ow) = x.shape, w.shape, y.shape
-    attrs = dict(workload.attrs)
-    (sh, sw), (dh, dw), (pt, pl, pb, pr) = attrs["strides"], attrs["dilations"], attrs["pads"]  # type: ignore[misc]
+    (sh, sw), (dh, dw) = workload.ints("strides"), workload.ints("dilations")
+    pt, pl, pb, pr = workload.ints("pads")
     if (kh, kw, sh, sw) == (1, 1, 1, 1) and not (pt or pl or pb or pr) and x.layout != "ROW":
         h, wd, oh, ow = 1, h * wd, 1, oh * ow
-    groups = int(attrs["group"])  # type: ignore[arg-type]
+    groups = int(workload.attr("group"))  # type: ignore[arg-type]
     return Shape(n, c, h, wd, k, oh, ow, kh, kw, sh, sw, pt, pl, (pb, pr), dh, dw, groups,
                  block_of(y.layout), block_of(x.layout))  # fmt: skip
 
@@ -101,7 +111,13 @@ def shape_of(workload: Workload) -> Shape:
 
 def algorithm(workload: Workload, s: Shape, weights: Buffer) -> Algorithm:
     """out[n,ob,oh,ow,ov] = epilogue(sum over c, kh, kw of xp[n,c,oh*sh+kh*dh,ow*sw+kw*dw] * w[ob*b+ov,c,kh,kw])."""
-    n, ob, oh, ow, ov = Axis("n", s.n), Axis("ob", s.kb), Axis("oh", s.oh), Axis("ow", s.ow), Axis("ov", s.block)
+    n, ob, oh, ow, ov = (
+        Axis("n", s.n),
+        Axis("ob", s.kb),
+        Axis("oh", s.oh),
+        Axis("ow", s.ow),
+        Axis("ov", s.block),
+    )
     c, kh, kw = Axis("c", s.cg), Axis("kh", s.kh), Axis("kw", s.kw)
     x = Buffer("x", physical_input(s))
     y, x_row, x_col = (n, ob, oh, ow, ov), oh.var * s.sh + kh.var * s.dh, ow.var * s.sw + kw.var * s.dw
@@ -143,8 +159,8 @@ def padded_input(s: Shape) -> Stage:
 def space(s: Shape, target: Target) -> Space:
     """Register tile, reduction order and unroll, cache tile, loop order, parallel axes and grain, padding, prefetch, ISA."""
     isas = tuple(i for i in target.isas if i in ("avx512", "avx2", "neon")) or ("scalar",)
-    widths = tuple(sorted({t for t in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 18, 20, 24, 28) if t <= s.ow} | {min(s.ow, 28)}))
-    rows = tuple(sorted({t for t in (1, 2, 3, 4, 6, 7, 8, 14, 16, 28, 56) if t <= s.oh}))
+    widths = tuple(sorted({t for t in TILE_WIDTHS if t <= s.ow} | {min(s.ow, 28)}))
+    rows = tuple(t for t in (1, 2, 3, 4, 6, 7, 8, 14, 16, 28, 56) if t <= s.oh)
     cols = tuple(t for t in (1, 2, 4, 8, 16, 32, 64) if t == 1 or t * widths[-1] < 2 * s.ow)
     chunks = tuple(sorted({t for t in (1, 2, 4, 8, 16, 32, 64) if t <= s.kb}))
     knobs = (
@@ -177,17 +193,22 @@ def fits_registers(config: Config) -> bool:
 def first_configs(s: Shape, target: Target, knobs: tuple[Choice | Ordered, ...]) -> tuple[Config, ...]:
     """Analytic first guesses: the register tiles that waste least of the row, in both loop orders."""
     base: Config = {k.name: k.default for k in knobs}
-    tiles = [(w, k) for w in knobs[1].values for k in knobs[2].values if fits_registers({**base, "tile_w": w, "tile_k": k})]
+    tiles = [
+        (int(w), int(k))
+        for w in knobs[1].values
+        for k in knobs[2].values
+        if fits_registers({**base, "tile_w": w, "tile_k": k})
+    ]
 
     def waste(tile: tuple[int, int]) -> float:
-        w, k = int(tile[0]), int(tile[1])
+        w, k = tile
         steps = (s.ow // w) * max(w * k, 8) + (max(s.ow % w * k, 8) if s.ow % w else 0)
         loads = (w + k) / (w * k)
         return steps * -(-s.kb // k) / (s.ow * s.kb) * (1 + 0.5 * max(loads - 0.55, 0))
 
     best = sorted(tiles, key=waste)[:3]
-    order = {"order": ("k_outer", "row_outer")}
-    return tuple({**base, "tile_w": w, "tile_k": k, "order": o} for w, k in best for o in order["order"])
+    orders = ("k_outer", "row_outer")
+    return tuple({**base, "tile_w": w, "tile_k": k, "order": o} for w, k in best for o in orders)
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
@@ -281,7 +302,7 @@ class ConvDirect:
         """Float32 2-D conv to a blocked layout; input blocked alike, or ROW with at most 8 channels per group."""
         if workload.op != "conv":
             return f"op is {workload.op}, expected conv"
-        x, w, y = workload.inputs[0], workload.inputs[1], workload.outputs[0]
+        x, y = workload.inputs[0], workload.outputs[0]
         if x.dtype != "float32" or len(x.shape) != 4 or 1 not in workload.constants:
             return "expected a float32 2-D convolution with constant weights"
         s = shape_of(workload)

@@ -9,8 +9,8 @@ blocks small enough that V and M stay in the L2 cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,15 +21,26 @@ from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
 from wpk.dsl.ir import Buffer, Expr, Load, Select, wrap
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import (
-    ComputeAt, Fuse, Inline, Parallel, Prefetch, Reorder, Split, Step, StoreAs, Unroll, Vectorize, schedule,
+    ComputeAt,
+    Fuse,
+    Inline,
+    Parallel,
+    Prefetch,
+    Reorder,
+    Split,
+    Step,
+    Unroll,
+    Vectorize,
+    schedule,
 )  # fmt: skip
-from wpk.kernels.conv_direct import LANES, REGISTERS, Shape, shape_of
+from wpk.kernels.conv_direct import LANES, REGISTERS, TILE_WIDTHS, Shape, shape_of
 from wpk.kernels.epilogue import ZERO, Operands
 from wpk.kernels.family import Built
 from wpk.search.knobs import Choice, Ordered
 from wpk.search.space import Space
 
 Matrix = tuple[tuple[float, ...], ...]
+BLOCKS = (4, 7, 8, 14, 16, 20, 25, 28, 32, 42, 49, 56, 64, 98, 112, 196, 256, 392)
 
 
 @dataclass(frozen=True)
@@ -54,38 +65,55 @@ def _eye(n: int) -> Matrix:
     return tuple(tuple(float(i == j) for j in range(n)) for i in range(n))
 
 
+#: tile edge -> interpolation points without infinity, and the scale of G's rows
+_POINTS = {
+    4: ((0.0, 1.0, -1.0), (1.0, 0.5, 0.5)),
+    6: ((0.0, 1.0, -1.0, 2.0, -2.0), (1 / 4, -1 / 6, -1 / 6, 1 / 24, 1 / 24)),
+}
+_B1: dict[int, Matrix] = {
+    4: ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1)),
+    6: (
+        (4, 0, -5, 0, 1, 0), (0, 0, -4, 0, 1, 0), (0, -4, 0, 1, 0, 0),
+        (0, 0, -1, 0, 1, 0), (0, -2, 0, 2, 0, 0), (0, 4, 0, -5, 0, 1),
+    ),
+}  # fmt: skip
+#: sums and differences of the entries of opposite points
+_FOLD: dict[int, Matrix] = {
+    4: ((1, 0, 0, 0), (0, 1, 1, 0), (0, 1, -1, 0), (0, 0, 0, 1)),
+    6: (
+        (1, 0, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0), (0, 1, -1, 0, 0, 0),
+        (0, 0, 0, 1, 1, 0), (0, 0, 0, 1, -1, 0), (0, 0, 0, 0, 0, 1),
+    ),
+}  # fmt: skip
+
+
 def transform(m: int, r: int) -> Transform:
     """The transform on the points 0, 1, -1 (tile 4) or 0, 1, -1, 2, -2 (tile 6), and infinity. ValueError for other sizes."""
-    if m + r - 1 == 4:
-        points, scale = (0.0, 1.0, -1.0), (1.0, 0.5, 0.5)
-        b1: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1))
-        b2 = _eye(4)
-        fold: Matrix = ((1, 0, 0, 0), (0, 1, 1, 0), (0, 1, -1, 0), (0, 0, 0, 1))
-        odd_even: tuple[tuple[float, ...], ...] = ((1.0,),)
-    elif m + r - 1 == 6:
-        points, scale = (0.0, 1.0, -1.0, 2.0, -2.0), (1 / 4, -1 / 6, -1 / 6, 1 / 24, 1 / 24)
-        b1 = ((4, 0, -5, 0, 1, 0), (0, 0, -4, 0, 1, 0), (0, -4, 0, 1, 0, 0), (0, 0, -1, 0, 1, 0), (0, -2, 0, 2, 0, 0),
-              (0, 4, 0, -5, 0, 1))  # fmt: skip
-        b2 = ((1, 0, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0), (0, 1, -1, 0, 0, 0), (0, 0, 0, 1, 1, 0), (0, 0, 0, 1, -1, 0),
-              (0, 0, 0, 0, 0, 1))  # fmt: skip
-        fold = ((1, 0, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0), (0, 1, -1, 0, 0, 0), (0, 0, 0, 1, 1, 0), (0, 0, 0, 1, -1, 0),
-                (0, 0, 0, 0, 0, 1))  # fmt: skip
-        odd_even = ((1.0,), (2.0,))
-    else:
+    size = m + r - 1
+    if size not in _B1:
         raise ValueError(f"no transform for F({m}, {r})")
-    bases = [abs(x[0]) for x in odd_even]
+    points, scale = _POINTS[size]
+    # the sums and differences of opposite points: (p^i, -p^i) become p^i times one of the two
+    pairs = [abs(p) for p in points[1::2]]
     a2 = tuple(
-        (float(i == 0), *(x for b in bases for x in ((b**i, 0.0) if i % 2 == 0 else (0.0, b**i))), float(i == m - 1))
+        (
+            float(i == 0),
+            *(x for p in pairs for x in ((p**i, 0.0) if i % 2 == 0 else (0.0, p**i))),
+            float(i == m - 1),
+        )
         for i in range(m)
     )
-    g = (*(tuple(s * p**k for k in range(r)) for p, s in zip(points, scale, strict=True)), (0.0,) * (r - 1) + (1.0,))
-    return Transform(m, r, b1, b2, fold, a2, g)
+    g = tuple(tuple(s * p**k for k in range(r)) for p, s in zip(points, scale, strict=True))
+    g_inf = ((0.0,) * (r - 1) + (1.0,),)
+    b2 = _eye(4) if size == 4 else _FOLD[6]
+    return Transform(m, r, _B1[size], b2, _FOLD[size], a2, g + g_inf)
 
 
 def transformed_weights(f: Transform, weights: np.ndarray) -> np.ndarray:
     """U (size, size, K, C) = G g G' of weights (K, C, r, r), computed in float64."""
     g = np.asarray(f.g, np.float64)
-    return np.einsum("xi,kcij,yj->xykc", g, weights.astype(np.float64), g, optimize=True).astype(np.float32)
+    u: np.ndarray = np.einsum("xi,kcij,yj->xykc", g, weights.astype(np.float64), g, optimize=True)
+    return u.astype(np.float32)
 
 
 # --- THE ALGORITHM ------------------------------------------------------------------------------------------------------
@@ -95,12 +123,20 @@ def algorithm(workload: Workload, s: Shape, f: Transform) -> Algorithm:
     """The module docstring's three lines as stages; tiles are numbered t = (n·TH + th)·TW + tw."""
     a, th, tw = f.size, -(-s.oh // f.m), -(-s.ow // f.m)
     cb, kb = -(-s.c // s.block), s.kb
-    t, c_b, cv, k_b, kv = Axis("t", s.n * th * tw), Axis("cb", cb), Axis("cv", s.block), Axis("kb", kb), Axis("kv", s.block)
+    t, c_b, cv, k_b, kv = (
+        Axis("t", s.n * th * tw),
+        Axis("cb", cb),
+        Axis("cv", s.block),
+        Axis("kb", kb),
+        Axis("kv", s.block),
+    )
     i, j, xi, nu = Axis("i", a), Axis("j", a), Axis("xi", a), Axis("nu", a)
     image, row, col = t.var // (th * tw), t.var // tw % th * f.m, t.var % tw * f.m
     tc = (t.var, c_b.var, cv.var)
     stages = [_padded(s, f, th, tw)]
-    stages.append(Stage("d", (i, j, t, c_b, cv), Load("xp", (image, c_b.var, row + i.var, col + j.var, cv.var))))
+    stages.append(
+        Stage("d", (i, j, t, c_b, cv), Load("xp", (image, c_b.var, row + i.var, col + j.var, cv.var)))
+    )
     stages += [
         Stage("e", (xi, j, t, c_b, cv), _times("B1", xi, a, lambda p: Load("d", (p, j.var, *tc)))),
         Stage("r", (xi, j, t, c_b, cv), _times("B2", xi, a, lambda p: Load("e", (p, j.var, *tc)))),
@@ -149,7 +185,7 @@ def _table(name: str, matrix: Matrix) -> Buffer:
     return Buffer(name, (len(matrix), len(matrix[0])), values=tuple(float(x) for row in matrix for x in row))
 
 
-def _times(table: str, row: Axis, n: int, of) -> Expr:  # type: ignore[no-untyped-def]
+def _times(table: str, row: Axis, n: int, of: Callable[[Expr], Expr]) -> Expr:
     """sum over p of table[row, p] * of(p), written out: constant factors of 0 and ±1 fold away when unrolled."""
     total: Expr | None = None
     for p in range(n):
@@ -168,16 +204,17 @@ def tiles(s: Shape, m: int) -> int:
 
 
 def space(s: Shape, target: Target) -> Space:
-    """Tile size m, register tile, block of tiles, chunk of channels, loop orders, where V is made, parallel axes, padding, ISA."""
+    """Tile size, register tile, block of tiles, chunk of channels, orders, where V is made, parallel axes, padding, ISA."""
     isas = tuple(i for i in target.isas if i in ("avx512", "avx2", "neon")) or ("scalar",)
     sizes = (2, 4) if s.kh == 3 else (2,)
     most = tiles(s, 2)
+    blocks = tuple(t for t in BLOCKS if t <= most) or (most,)
     knobs = (
         Choice("isa", isas, isas[0]),
         Ordered("m", sizes, sizes[-1]),
-        Ordered("tile_t", tuple(t for t in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 20, 24, 28) if t <= most), min(14, most)),
+        Ordered("tile_t", tuple(t for t in TILE_WIDTHS if t <= most), min(14, most)),
         Ordered("tile_k", tuple(t for t in (1, 2, 3, 4) if t <= s.kb), min(2, s.kb)),
-        Ordered("block", tuple(t for t in (4, 7, 8, 14, 16, 20, 25, 28, 32, 42, 49, 56, 64, 98, 112, 196, 256, 392) if t <= most) or (most,), 14),
+        Ordered("block", blocks, min(blocks, key=lambda b: abs(b - 28))),
         Ordered("chunk", tuple(t for t in (1, 2, 4, 8, 16, 32) if t <= s.kb), min(4, s.kb)),
         Choice("order", ("k_t", "t_k"), "k_t"),
         Choice("input", ("job", "root"), "job"),
@@ -193,13 +230,19 @@ def space(s: Shape, target: Target) -> Space:
         if (int(c["tile_t"]) + 1) * vectors + 1 > REGISTERS[str(c["isa"])]:
             return False
         total = tiles(s, int(c["m"]))
-        if int(c["block"]) > total or int(c["tile_t"]) > int(c["block"]) or int(c["tile_k"]) > int(c["chunk"]):
-            return c["block"] == min(knobs[4].values) and int(c["tile_t"]) <= total and int(c["tile_k"]) <= int(c["chunk"])
+        if (
+            int(c["block"]) > total
+            or int(c["tile_t"]) > int(c["block"])
+            or int(c["tile_k"]) > int(c["chunk"])
+        ):
+            return (
+                c["block"] == min(blocks)
+                and int(c["tile_t"]) <= total
+                and int(c["tile_k"]) <= int(c["chunk"])
+            )
         return c["input"] == "root" or c["parallel"] == "tiles"
 
-    fixed = replace(knobs[4], default=min(knobs[4].values, key=lambda b: abs(int(b) - 28)))
-    knobs = (*knobs[:4], fixed, *knobs[5:])  # type: ignore[assignment]
-    return Space(knobs, (sane,), first_configs(s, target, {k.name: k.default for k in knobs}, tuple(fixed.values)))  # type: ignore[arg-type]
+    return Space(knobs, (sane,), first_configs(s, target, {k.name: k.default for k in knobs}, blocks))
 
 
 def first_configs(s: Shape, target: Target, base: Config, blocks: tuple[int, ...]) -> tuple[Config, ...]:
@@ -209,13 +252,18 @@ def first_configs(s: Shape, target: Target, base: Config, blocks: tuple[int, ...
         a, total = (m + s.kh - 1) ** 2, tiles(s, m)
         room = max(target.l2 // (2 * 4 * a * s.c), 4)
         jobs_ok = [b for b in blocks if b <= min(room, max(total // target.threads, 1))]
-        tile = max((t for t in (14, 12, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1) if t <= total), key=lambda t: (t if total % t == 0 else t - 5))
+        tile = max((t for t in range(1, 15) if t <= total), key=lambda t: t if total % t == 0 else t - 5)
         if jobs_ok:
             block = max(jobs_ok, key=lambda b: (total % b == 0, b))
-            t = max((t for t in (14, 13, 12, 10, 9, 8, 7, 5, 4, 2, 1) if t <= block), key=lambda t: (block % t == 0) * 6 + t)
+            t = max(
+                (t for t in (14, 13, 12, 10, 9, 8, 7, 5, 4, 2, 1) if t <= block),
+                key=lambda t: (block % t == 0) * 6 + t,
+            )
             found.append({**base, "m": m, "block": block, "tile_t": t})
         block = max((b for b in blocks if b <= total), default=min(blocks))
-        found.append({**base, "m": m, "block": block, "tile_t": min(tile, block), "input": "root", "parallel": "both"})
+        found.append(
+            {**base, "m": m, "block": block, "tile_t": min(tile, block), "input": "root", "parallel": "both"}
+        )
     return tuple(found)
 
 
@@ -240,7 +288,11 @@ def steps(s: Shape, c: Config) -> list[Step]:
         *output_transform(), ComputeAt("M", "out", m_at, "thread"), *product(c),
     ]  # fmt: skip
     if c["input"] == "root":
-        plan += [Reorder("V", ("t", "cb", "xi", "nu", "cv")), Fuse("V", "t", "cb", "job"), Parallel("V", "job", 4)]
+        plan += [
+            Reorder("V", ("t", "cb", "xi", "nu", "cv")),
+            Fuse("V", "t", "cb", "job"),
+            Parallel("V", "job", 4),
+        ]
         at = "job"
     else:
         plan += [ComputeAt("V", "out", job, "thread"), Reorder("V", ("t", "cb", "xi", "nu", "cv"))]
@@ -294,7 +346,12 @@ def padding(c: Config) -> list[Step]:
     """Zeros around the input: tested where it is read, or copied once."""
     if c["pad"] == "inline":
         return [Inline("xp")]
-    return [Vectorize("xp", "cv"), Fuse("xp", "n", "cb", "nc"), Fuse("xp", "nc", "h", "job"), Parallel("xp", "job", 8)]
+    return [
+        Vectorize("xp", "cv"),
+        Fuse("xp", "n", "cb", "nc"),
+        Fuse("xp", "nc", "h", "job"),
+        Parallel("xp", "job", 8),
+    ]
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------
@@ -332,7 +389,9 @@ class Winograd:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""
         s = shape_of(workload)
         f = transform(int(config["m"]), s.kh)
-        name = f"f32_winograd{f.m}x{f.r}_{config['tile_t']}x{int(config['tile_k']) * s.block}__{config['isa']}"
+        name = (
+            f"f32_winograd{f.m}x{f.r}_{config['tile_t']}x{int(config['tile_k']) * s.block}__{config['isa']}"
+        )
         return Built(lower(schedule(algorithm(workload, s, f), steps(s, config)), name), str(config["isa"]))
 
     def pack(
@@ -348,4 +407,4 @@ class Winograd:
         return [np.ascontiguousarray(blocked), *Operands(workload, 2, s.block).pack(constants, 1)]
 
 
-__all__ = ["StoreAs", "Transform", "Winograd", "transform", "transformed_weights"]
+__all__ = ["Transform", "Winograd", "transform", "transformed_weights"]

@@ -28,6 +28,13 @@ class Workload:
         """The attribute ``name``. Raises KeyError when the op has none of that name."""
         return dict(self.attrs)[name]
 
+    def ints(self, name: str) -> tuple[int, ...]:
+        """The attribute ``name`` as a tuple of ints. Raises KeyError when absent, TypeError when it is something else."""
+        value = self.attr(name)
+        if not isinstance(value, tuple):
+            raise TypeError(f"{self.op}.{name} is {value!r}, expected ints")
+        return tuple(int(v) for v in value)
+
     @property
     def key(self) -> str:
         """The stable text form: equal text means the same code runs it. Part of every tuning record."""
