@@ -11,7 +11,9 @@ from wpk.planner.arena import ALIGNMENT, Block, align, check, place
 
 @st.composite
 def blocks(draw: st.DrawFn) -> list[Block]:
-    spans = draw(st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 20), st.integers(0, 6)), max_size=20))
+    spans = draw(
+        st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 20), st.integers(0, 6)), max_size=20)
+    )
     return [Block(f"b{i}", n, first, first + length) for i, (n, first, length) in enumerate(spans)]
 
 
@@ -23,7 +25,9 @@ def test_live_blocks_never_overlap(some: list[Block]) -> None:
         assert offsets[a.name] % ALIGNMENT == 0
         assert offsets[a.name] + a.nbytes <= size
         for b in some[:i]:
-            apart = offsets[a.name] >= offsets[b.name] + b.nbytes or offsets[b.name] >= offsets[a.name] + a.nbytes
+            apart = (
+                offsets[a.name] >= offsets[b.name] + b.nbytes or offsets[b.name] >= offsets[a.name] + a.nbytes
+            )
             assert apart or not a.meets(b)
 
 

@@ -25,7 +25,14 @@ VERSION = 1
 SRC, SRC_1, DST, WEIGHTS, BIAS, MULTIPLE = 1, 2, 17, 33, 41, 1024
 _POST_OP = 1 << 15  # DNNL_ARG_ATTR_MULTIPLE_POST_OP(i) is (i + 1) of these, with SRC_1
 _CPU, _FORWARD, _F32, _TAG_ANY, _SCRATCHPAD_USER = 1, 96, 3, 1, 1
-_QUERY_IMPL, _QUERY_STRIDES, _QUERY_EXEC_ARG, _QUERY_NBLKS, _QUERY_BLKS, _QUERY_IDXS = 8, 14, 255, 263, 264, 265
+_QUERY_IMPL, _QUERY_STRIDES, _QUERY_EXEC_ARG, _QUERY_NBLKS, _QUERY_BLKS, _QUERY_IDXS = (
+    8,
+    14,
+    255,
+    263,
+    264,
+    265,
+)
 
 
 class Primitive(IntEnum):
@@ -90,7 +97,11 @@ class Call:
 
     def with_tag(self, index: int, tag: str) -> Call:
         """The same call with memory ``index`` laid out as ``tag``."""
-        memories = (*self.memories[:index], replace(self.memories[index], tag=tag), *self.memories[index + 1 :])
+        memories = (
+            *self.memories[:index],
+            replace(self.memories[index], tag=tag),
+            *self.memories[index + 1 :],
+        )
         return replace(self, memories=memories)
 
 
@@ -101,7 +112,14 @@ def post_op_argument(index: int) -> int:
 
 def encode(call: Call) -> list[int]:
     """The call as the adapter reads it. No memory may be :data:`ANY`."""
-    head = [VERSION, int(call.primitive), call.algorithm, len(call.memories), len(call.params), len(call.post_ops)]
+    head = [
+        VERSION,
+        int(call.primitive),
+        call.algorithm,
+        len(call.memories),
+        len(call.params),
+        len(call.post_ops),
+    ]
     memories = [x for m in call.memories for x in _encode_memory(m)]
     params = [_bits(p) if isinstance(p, float) else p for p in call.params]
     post_ops = [x for op in call.post_ops for x in _encode_post_op(op)]
@@ -153,12 +171,12 @@ class Library:
         self._stream = self._new("stream_create", self._engine, 1)
 
     def implementations(self, call: Call, threads: int) -> list[str]:
-        """The optimized implementations of ``call``, the library's preference first. Raises DnnlError if it refuses."""
+        """The library's implementations of ``call``, its preference first. Raises DnnlError if it refuses."""
         with self._primitive_desc(call, threads) as pd:
             names = [self._name(pd)]
             while self._lib.dnnl_primitive_desc_next_impl(pd) == 0:
                 names.append(self._name(pd))
-        return [n for n in dict.fromkeys(names) if not n.startswith(("ref", "simple"))]
+        return list(dict.fromkeys(names))
 
     def resolve(self, call: Call, threads: int) -> Call:
         """``call`` with every :data:`ANY` layout replaced by what ``call.implementation`` wants. Raises DnnlError."""
@@ -181,7 +199,9 @@ class Library:
             primitive = self._new("primitive_create", pd)
             memories = [self._memory(src, data), self._memory(dst, out)]
             args = (_ExecArg * 2)(_ExecArg(SRC, memories[0]), _ExecArg(DST, memories[1]))
-            self._check("primitive_execute", self._lib.dnnl_primitive_execute(primitive, self._stream, 2, args))
+            self._check(
+                "primitive_execute", self._lib.dnnl_primitive_execute(primitive, self._stream, 2, args)
+            )
             self._check("stream_wait", self._lib.dnnl_stream_wait(self._stream))
             for memory in memories:
                 self._lib.dnnl_memory_destroy(memory)
@@ -245,7 +265,9 @@ class Library:
                 parameters = (op.algorithm, ctypes.c_float(op.alpha), ctypes.c_float(op.beta))
                 self._check("post-op", self._lib.dnnl_post_ops_append_eltwise(ops, *parameters))
             else:
-                self._check("post-op", self._lib.dnnl_post_ops_append_binary(ops, op.algorithm, mds[op.memory]))
+                self._check(
+                    "post-op", self._lib.dnnl_post_ops_append_binary(ops, op.algorithm, mds[op.memory])
+                )
         self._check("post-ops", self._lib.dnnl_primitive_attr_set_post_ops(attr, ops))
         self._lib.dnnl_post_ops_destroy(ops)
         self._check("scratchpad", self._lib.dnnl_primitive_attr_set_scratchpad_mode(attr, _SCRATCHPAD_USER))
@@ -260,7 +282,9 @@ class Library:
         finally:
             self._lib.omp_set_num_threads(before)
 
-    def _create_desc(self, call: Call, mds: Sequence[ctypes.c_void_p], attr: ctypes.c_void_p) -> ctypes.c_void_p:
+    def _create_desc(
+        self, call: Call, mds: Sequence[ctypes.c_void_p], attr: ctypes.c_void_p
+    ) -> ctypes.c_void_p:
         by_arg = {m.arg: md for m, md in zip(call.memories, mds, strict=True)}
         src, dst, bias = by_arg.get(SRC), by_arg[DST], by_arg.get(BIAS)
         weights, e, p = by_arg.get(WEIGHTS), self._engine, call.params
@@ -284,9 +308,13 @@ class Library:
             case Primitive.SOFTMAX:
                 return self._new("softmax_forward_primitive_desc_create", *unary, int(p[0]), attr)
             case Primitive.ELTWISE:
-                return self._new("eltwise_forward_primitive_desc_create", *unary, *map(ctypes.c_float, p), attr)
+                return self._new(
+                    "eltwise_forward_primitive_desc_create", *unary, *map(ctypes.c_float, p), attr
+                )
             case Primitive.BINARY:
-                return self._new("binary_primitive_desc_create", e, call.algorithm, src, by_arg[SRC_1], dst, attr)
+                return self._new(
+                    "binary_primitive_desc_create", e, call.algorithm, src, by_arg[SRC_1], dst, attr
+                )
             case Primitive.REORDER:
                 return self._new("reorder_primitive_desc_create", src, e, dst, e, attr)
             case Primitive.CONCAT:
@@ -298,7 +326,9 @@ class Library:
         """A layout as a tag: letters by falling stride, upper case where blocked, then the inner blocks."""
         strides = self._array(md, _QUERY_STRIDES, len(shape))
         count = ctypes.c_int()
-        self._check("query", self._lib.dnnl_memory_desc_query(ctypes.c_void_p(md), _QUERY_NBLKS, ctypes.byref(count)))
+        self._check(
+            "query", self._lib.dnnl_memory_desc_query(ctypes.c_void_p(md), _QUERY_NBLKS, ctypes.byref(count))
+        )
         blocks = self._array(md, _QUERY_BLKS, count.value)
         dims = self._array(md, _QUERY_IDXS, count.value)
         order = sorted(range(len(shape)), key=lambda i: (-strides[i], i))
@@ -311,7 +341,9 @@ class Library:
 
     def _array(self, md: int, query: int, n: int) -> list[int]:
         pointer = ctypes.POINTER(ctypes.c_int64)()
-        self._check("query", self._lib.dnnl_memory_desc_query(ctypes.c_void_p(md), query, ctypes.byref(pointer)))
+        self._check(
+            "query", self._lib.dnnl_memory_desc_query(ctypes.c_void_p(md), query, ctypes.byref(pointer))
+        )
         return [pointer[i] for i in range(n)]
 
 

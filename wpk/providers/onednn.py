@@ -27,6 +27,9 @@ from wpk.search.space import Space
 #: Implementations for older instruction sets, never the best where one of the others exists.
 _OLD = (":sse41", ":avx")
 
+#: Reference implementations are slow loops, but for these they are little worse than anything else.
+_MOVING = (Primitive.CONCAT, Primitive.REORDER, Primitive.SOFTMAX)
+
 
 @dataclass(frozen=True)
 class OneDnn:
@@ -61,7 +64,9 @@ class OneDnn:
     def build(self, workload: Workload, config: Config, target: Target) -> Code:
         """See :class:`wpk.providers.protocol.Provider`; ``spec`` is ``{"library": "onednn", "desc": integers}``."""
         call = self._resolved(workload, config, target)
-        inplace = (call.memories[0].position,) if workload.op == "eltwise" and _same_type(workload, call) else ()
+        inplace = (
+            (call.memories[0].position,) if workload.op == "eltwise" and _same_type(workload, call) else ()
+        )
         return Code("onednn", spec={"library": "onednn", "desc": encode(call)}, inplace=inplace)
 
     def pack(
@@ -72,7 +77,9 @@ class OneDnn:
         packed = []
         for position, array in zip(workload.constants, constants, strict=True):
             memory = next((m for m in call.memories if m.position == position), None)
-            packed.append(_pack(library, workload, call, memory, array) if memory else np.ascontiguousarray(array))
+            packed.append(
+                _pack(library, workload, call, memory, array) if memory else np.ascontiguousarray(array)
+            )
         return packed
 
     def _library(self) -> Library:
@@ -90,7 +97,9 @@ class OneDnn:
     def _resolved(self, workload: Workload, config: Config, target: Target) -> Call:
         call = self._calls(workload, target).get(str(config.get("implementation")))
         if call is None:
-            raise InvalidConfig(f"oneDNN has no implementation {config.get('implementation')!r} of {workload.key}")
+            raise InvalidConfig(
+                f"oneDNN has no implementation {config.get('implementation')!r} of {workload.key}"
+            )
         try:
             return self._library().resolve(call, target.threads)
         except DnnlError as error:
@@ -108,7 +117,8 @@ def _offers(path: Path, workload: Workload, threads: int) -> tuple[Call, ...]:
         except DnnlError as error:
             refusal = error
             continue
-        found.extend(replace(call, implementation=name) for name in names)
+        kept = [n for n in names if not n.startswith("ref")] or (names if call.primitive in _MOVING else [])
+        found.extend(replace(call, implementation=name) for name in kept)
     if not found and refusal is not None:
         raise refusal
     return tuple(c for c in found if not c.implementation.endswith(_OLD)) or tuple(found)

@@ -28,7 +28,19 @@ from wpk.providers.dnnl import (
 
 _DIRECT, _MAX, _AVG_INCLUDE, _AVG_EXCLUDE, _LRN_ACROSS, _SOFTMAX = 1, 511, 767, 1023, 2815, 196608
 _BINARY = {"add": 131056, "mul": 131057, "max": 131058, "min": 131059, "div": 131060, "sub": 131061}
-_RELU, _TANH, _ABS, _SQRT, _LINEAR, _LOGISTIC, _EXP, _SWISH, _LOG, _CLIP, _POW = 32, 33, 36, 37, 38, 41, 42, 44, 45, 46, 48
+_RELU, _TANH, _ABS, _SQRT, _LINEAR, _LOGISTIC, _EXP, _SWISH, _LOG, _CLIP, _POW = (
+    32,
+    33,
+    36,
+    37,
+    38,
+    41,
+    42,
+    44,
+    45,
+    46,
+    48,
+)
 _FLT_MAX = 3.4028234663852886e38
 
 _UNARY = {
@@ -72,7 +84,11 @@ def _conv(w: Workload) -> tuple[Call, ...]:
     memories = [_operand(w, SRC, 0), Memory(WEIGHTS, 1, shape, _weights_tag(w, 1, len(shape))), _result(w)]
     pads = _ints(w, "pads")
     params = (*_ints(w, "strides"), *(d - 1 for d in _ints(w, "dilations")), *pads)
-    return (_with_epilogue(w, Primitive.CONVOLUTION, _DIRECT, memories, params, (1, oc, *[1] * (len(y.shape) - 2))),)
+    return (
+        _with_epilogue(
+            w, Primitive.CONVOLUTION, _DIRECT, memories, params, (1, oc, *[1] * (len(y.shape) - 2))
+        ),
+    )
 
 
 def _gemm(w: Workload) -> tuple[Call, ...]:
@@ -109,7 +125,10 @@ def _pool(w: Workload) -> tuple[Call, ...]:
         raise Unsupported("only two-dimensional pooling")
     kernel, strides, dilations, pads = (_ints(w, name) for name in ("kernel", "strides", "dilations", "pads"))
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    ends = [(o - 1) * s + r - i - p for o, s, r, i, p in zip(y.shape[2:], strides, reach, x.shape[2:], pads[:2], strict=True)]
+    ends = [
+        (o - 1) * s + r - i - p
+        for o, s, r, i, p in zip(y.shape[2:], strides, reach, x.shape[2:], pads[:2], strict=True)
+    ]
     include = w.attr("kind") == "avg" and bool(w.attr("count_include_pad"))
     if include and any(end > pad for end, pad in zip(ends, pads[2:], strict=True)):
         raise Unsupported("average that counts padding, with a window beyond it")
@@ -122,7 +141,10 @@ def _pool(w: Workload) -> tuple[Call, ...]:
 def _lrn(w: Workload) -> tuple[Call, ...]:
     if w.epilogue is not None or int(cast(int, w.attr("size"))) % 2 == 0:
         raise Unsupported("LRN with an epilogue or an even window")
-    params = (int(cast(int, w.attr("size"))), *(float(cast(float, w.attr(a))) for a in ("alpha", "beta", "bias")))
+    params = (
+        int(cast(int, w.attr("size"))),
+        *(float(cast(float, w.attr(a))) for a in ("alpha", "beta", "bias")),
+    )
     return (Call(Primitive.LRN, _LRN_ACROSS, (_operand(w, SRC, 0), _result(w)), params),)
 
 

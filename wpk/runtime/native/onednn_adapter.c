@@ -163,10 +163,24 @@ static int read_text(reader *r, char text[MAX_TEXT]) {
   return 0;
 }
 
+/* Letters of dimensions, then blocks such as 16b. The library divides by what it does not understand. */
+static int is_tag(const char *tag, int ndims) {
+  int outer = 0;
+  for (; *tag && !(*tag >= '0' && *tag <= '9'); tag++, outer++)
+    if ((*tag | 32) < 'a' || (*tag | 32) >= 'a' + ndims) return 0;
+  while (*tag) {
+    char *end;
+    long block = strtol(tag, &end, 10);
+    if (end == tag || block < 1 || *end < 'a' || *end >= 'a' + ndims) return 0;
+    tag = end + 1;
+  }
+  return outer == ndims;
+}
+
 static int read_memory(const library *lib, reader *r, memory_spec *m) {
   char tag[MAX_TEXT];
   m->arg = (int)next(r), m->position = (int)next(r), m->dtype = (int)next(r), m->ndims = (int)next(r);
-  if (m->ndims < 1 || m->ndims > MAX_DIMS || !(m->dims = take(r, m->ndims)) || read_text(r, tag)) return 1;
+  if (m->ndims < 1 || m->ndims > MAX_DIMS || !(m->dims = take(r, m->ndims)) || read_text(r, tag) || !is_tag(tag, m->ndims)) return 1;
   return lib->memory_desc_create_with_string_tag(&m->md, m->ndims, m->dims, m->dtype, tag);
 }
 
