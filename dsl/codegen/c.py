@@ -25,6 +25,7 @@ from wpk.dsl.codegen.cstyle import (
     Val,
     add,
     constant,
+    identifier,
     multiply,
     negate,
     vector_type,
@@ -68,13 +69,14 @@ class CSource:
     thread_bytes: int = 0
 
 
-def emit(kernel: Kernel, isa: str, symbol: str) -> CSource:
-    """Print ``kernel`` for ``isa`` (``avx512``, ``avx2``, ``neon``, ``scalar``) as the C function ``symbol``.
+def emit(kernel: Kernel, isa: str, symbol: str | None = None) -> CSource:
+    """Print ``kernel`` for ``isa`` (``avx512``, ``avx2``, ``neon``, ``scalar``) as the C function ``symbol`` (default: the kernel's name).
 
     The kernel is taken to be verified. Raises InternalError on IR that has no C form.
     """
     if isa not in ISAS:
         raise InternalError(f"unknown ISA {isa}: expected one of {', '.join(ISAS)}")
+    symbol = symbol or identifier(kernel.name)
     plan = plan_workspace(kernel.body)
     unit = Unit(ISAS[isa])
     phases = _Phases(kernel, plan, unit)
@@ -203,12 +205,13 @@ class _Phases:
                 continue
             formal.append(f"{b.ctype} *restrict {b.name}")
             actual.append(f"ctx->args[{position[name]}]" if name in position else f"(void *)(ctx->workspace + {shared[name]})")
-        for pool in pools(stmts, self.plan):
+        for base, pool in [*(("ctx->workspace", p) for p in pools(stmts, self.plan, "shared")),
+                           *(("mine", p) for p in pools(stmts, self.plan, "thread"))]:  # fmt: skip
             single = len(pool.members) == 1
             name = f.claim(pool.members[0].buffer.name if single else f"pool{len(f.pools)}")
             ctype = C_TYPES[pool.members[0].buffer.dtype][0] if single else "char"
             formal.append(f"{ctype} *restrict {name}")
-            actual.append(f"(void *)(mine + {pool.offset})")
+            actual.append(f"(void *)({base} + {pool.offset})")
             for member in pool.members:
                 f.pools[id(member)] = (name, None if single else self.plan.offsets[id(member)] - pool.offset)
         return formal, actual
@@ -351,7 +354,7 @@ class Statements(Expressions):
             return Binding(buffer, buffer.name)
         if buffer.scope == "register":
             return self._register_binding(stmt, depth)
-        if buffer.scope == "thread":
+        if id(stmt) in self.pools:
             name, at = self.pools[id(stmt)]
             if at is None:
                 return Binding(buffer, name)

@@ -475,7 +475,9 @@ class Expressions(Function):
         a, b = self.same(self.eval(e.a), self.eval(e.b))
         self.lazy -= 1
         lanes = a.lanes or b.lanes
-        x, y = (self.splat(a), self.splat(b)) if lanes else (a.at(OR), b.at(OR))
+        x, y = a.at(OR), b.at(OR)
+        if lanes:  # C wants both arms of one type, and a load has the type of unaligned memory
+            x, y = (f"({vector_type(a.dtype, lanes)}){self.splat(v)}" for v in (a, b))
         return Val(f"{c.at(OR)} ? {x} : {y}", TERNARY, lanes, a.dtype)
 
     def _blend(self, mask: str, e: Select) -> Val:

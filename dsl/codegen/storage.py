@@ -54,7 +54,7 @@ def plan_workspace(body: tuple[Stmt, ...]) -> Workspace:
     Buffers of different dtypes never share memory, so that C's aliasing rules hold.
     """
     plan = Workspace()
-    dtypes = {a.buffer.dtype for a in allocs(body) if a.buffer.scope == "thread"}
+    dtypes = {a.buffer.dtype for a in allocs(body) if a.buffer.scope in ("thread", "shared")}
     _place(body, plan, 0, 0, len(dtypes) <= 1)
     return plan
 
@@ -62,10 +62,12 @@ def plan_workspace(body: tuple[Stmt, ...]) -> Workspace:
 def _place(body: tuple[Stmt, ...], plan: Workspace, shared: int, thread: int, reuse: bool) -> None:
     for stmt in body:
         if not reuse:
-            thread = plan.thread_bytes
+            shared, thread = plan.shared_bytes, plan.thread_bytes
         if isinstance(stmt, Alloc):
             after_shared, after_thread = shared, thread
-            if stmt.buffer.scope == "shared":
+            if stmt.buffer.values is not None:
+                pass
+            elif stmt.buffer.scope == "shared":
                 plan.offsets[id(stmt)] = shared
                 after_shared += buffer_bytes(stmt.buffer)
                 plan.shared_bytes = max(plan.shared_bytes, after_shared)
@@ -89,15 +91,15 @@ def allocs(body: tuple[Stmt, ...]) -> Iterator[Alloc]:
 
 @dataclass(frozen=True)
 class Pool:
-    """Thread buffers that overlap in memory: their Allocs, and the lowest offset."""
+    """Buffers of one scope that overlap in memory: their Allocs, and the lowest offset."""
 
     members: tuple[Alloc, ...]
     offset: int
 
 
-def pools(body: tuple[Stmt, ...], plan: Workspace) -> list[Pool]:
-    """Thread Allocs of one function, grouped so that different pools do not overlap; by offset."""
-    found = [(plan.offsets[id(a)], a) for a in allocs(body) if a.buffer.scope == "thread"]
+def pools(body: tuple[Stmt, ...], plan: Workspace, scope: str) -> list[Pool]:
+    """The Allocs of a scope in one function, grouped so that different pools do not overlap; by offset."""
+    found = [(plan.offsets[id(a)], a) for a in allocs(body) if a.buffer.scope == scope and a.buffer.values is None]
     found.sort(key=lambda pair: pair[0])
     groups: list[list[Alloc]] = []
     end = -1
