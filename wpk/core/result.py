@@ -26,6 +26,7 @@ class Measurement:
     build_s: float = 0.0
     measure_s: float = 0.0
     cache_state: str = "warm"  # "warm", or "cold-weights": constants rotate through more memory than L3
+    accuracy: str = "direct"  # the algorithm's class of rounding error, which sets the tolerance
 
     @property
     def ok(self) -> bool:

@@ -45,12 +45,15 @@ class Code:
 
     ``kind``: ``kernel`` (``source`` is set), ``onednn``, ``openblas``, ``onnxruntime`` (``spec`` describes the call).
     ``inplace``: inputs whose memory the output may take over (same physical type, read before written, elementwise).
+    ``accuracy``: class of the algorithm's rounding error, ``direct`` or ``winograd`` (:mod:`wpk.measure.check`); empty
+    means that of the provider's attribute ``accuracy``, if it has one, else ``direct``.
     """
 
     kind: str
     source: Source | None = None
     spec: dict[str, object] | None = None
     inplace: tuple[int, ...] = ()
+    accuracy: str = ""
 
 
 class Provider(Protocol):
