@@ -1,5 +1,6 @@
 """A small model compiled by hand: C kernels, a plan and weights, for tests of the runtime."""
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -99,7 +100,7 @@ def plan(steps: tuple[Step, ...] | None = None, threads: int = 2) -> Plan:
         ),
         own if steps is None else steps,
         64 + NBYTES,
-        target.to_json(),
+        json.loads(json.dumps(target.to_json())),
         target.fingerprint,
     )  # fmt: skip
 

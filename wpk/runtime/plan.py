@@ -42,7 +42,8 @@ class Arg:
 @dataclass(frozen=True)
 class Step:
     """One call. ``kind``: ``kernel`` (``symbol`` in binary ``binary``), ``onednn``/``openblas`` (``spec`` for the adapter),
-    ``onnxruntime`` (``spec``: model blob key and port names; breaks the plan into segments), ``copy`` (args: src, dst; ``spec.nbytes``).
+    ``onnxruntime`` (breaks the plan into segments; ``spec``: ``model``, the blob's key, ``inputs`` and ``outputs``, lists of
+    [name, dtype, shape]), ``copy`` (args: src, dst; ``spec.nbytes``).
     """
 
     name: str
@@ -96,7 +97,10 @@ class Plan:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Plan:
         """Rebuild from :meth:`to_json`'s data. Raises KeyError or TypeError on data of another schema."""
-        ports = {k: tuple(Port(p["name"], p["dtype"], tuple(p["shape"])) for p in data[k]) for k in ("inputs", "outputs")}
+        ports = {
+            k: tuple(Port(p["name"], p["dtype"], tuple(p["shape"])) for p in data[k])
+            for k in ("inputs", "outputs")
+        }
         return Plan(
             data["model"], ports["inputs"], ports["outputs"],
             tuple(BufferSpec(**b) for b in data["buffers"]),
