@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wpk.core.errors import InvalidConfig
 from wpk.core.result import Config
 from wpk.core.target import Target
 from wpk.core.workload import Workload
@@ -31,7 +30,7 @@ from wpk.dsl.schedule import (
     Vectorize,
     schedule,
 )  # fmt: skip
-from wpk.kernels.epilogue import ZERO, Operands, block_of
+from wpk.kernels.epilogue import ZERO, Operands, block_of, padded
 from wpk.kernels.family import Built
 from wpk.search.knobs import Choice, Ordered
 from wpk.search.space import Space
@@ -93,13 +92,21 @@ class Shape:
         return self.c // self.groups
 
 
+def is_flat(workload: Workload) -> bool:
+    """True for pointwise convolutions whose pixels can be seen as one row: no stride, no padding, no broadcast along a row."""
+    x, w, (_, _, oh, ow) = workload.inputs[0], workload.inputs[1], workload.outputs[0].shape
+    still = (*w.shape[2:], *workload.ints("strides")) == (1, 1, 1, 1) and not any(workload.ints("pads"))
+    whole = all(padded(t.shape)[2:] in ((1, 1), (oh, ow)) for t in workload.inputs[2:])
+    return still and whole and x.layout != "ROW"
+
+
 def shape_of(workload: Workload) -> Shape:
     """The normalized numbers of a conv workload."""
     x, w, y = workload.inputs[0], workload.inputs[1], workload.outputs[0]
     (n, c, h, wd), (k, _, kh, kw), (_, _, oh, ow) = x.shape, w.shape, y.shape
     (sh, sw), (dh, dw) = workload.ints("strides"), workload.ints("dilations")
     pt, pl, pb, pr = workload.ints("pads")
-    if (kh, kw, sh, sw) == (1, 1, 1, 1) and not (pt or pl or pb or pr) and x.layout != "ROW":
+    if is_flat(workload):
         h, wd, oh, ow = 1, h * wd, 1, oh * ow
     groups = int(workload.attr("group"))  # type: ignore[arg-type]
     return Shape(n, c, h, wd, k, oh, ow, kh, kw, sh, sw, pt, pl, (pb, pr), dh, dw, groups,
@@ -132,7 +139,7 @@ def algorithm(workload: Workload, s: Shape, weights: Buffer) -> Algorithm:
         read = Load("x", (n.var, channel // s.in_block, x_row, x_col, channel % s.in_block))
     weight = Load("w", (ob.var, c.var // 16, kh.var, kw.var, c.var % 16, ov.var))
     stages.append(Stage("acc", y, read * weight, Reduce("+", (c, kh, kw))))
-    operands = Operands(workload, 2, s.block)
+    operands = Operands(workload, 2, s.block, is_flat(workload))
     acc = Load("acc", tuple(a.var for a in y))
     stages.append(Stage("out", y, operands.value(acc, n.var, ob.var, oh.var, ow.var, ov.var)))
     out = Buffer("out", (s.n, s.kb, s.oh, s.ow, s.block), access="out")
@@ -180,7 +187,10 @@ def space(s: Shape, target: Target) -> Space:
         Choice("pad", ("root", "rows") if s.padded else ("none",), "root" if s.padded else "none"),
         Ordered("prefetch", (0, 4, 8, 16), 0),
     )
-    return Space(knobs, (fits_registers,), first_configs(s, target, knobs))
+    def in_one_group(config: Config) -> bool:
+        return (s.kb // s.groups) % int(config["tile_k"]) == 0 or s.groups == 1
+
+    return Space(knobs, (fits_registers, in_one_group), first_configs(s, target, knobs))
 
 
 def fits_registers(config: Config) -> bool:
@@ -314,7 +324,7 @@ class ConvDirect:
             return f"input block {s.in_block}, output block {s.block}"
         if s.groups > 1 and (s.cg % s.block or (s.k // s.groups) % s.block):
             return f"{s.cg} → {s.k // s.groups} channels per group, expected multiples of {s.block}"
-        return Operands(workload, 2, s.block).reason()
+        return Operands(workload, 2, s.block, is_flat(workload)).reason()
 
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""
@@ -323,8 +333,6 @@ class ConvDirect:
     def build(self, workload: Workload, config: Config, target: Target) -> Built:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""
         s = shape_of(workload)
-        if s.groups > 1 and (s.kb // s.groups) % int(config["tile_k"]):
-            raise InvalidConfig("a register tile would span two groups")
         weights = Buffer("w", (s.kb, -(-s.cg // 16), s.kh, s.kw, 16, s.block))
         kernel = lower(schedule(algorithm(workload, s, weights), steps(s, config)), symbol(s, config))
         return Built(kernel, str(config["isa"]))
@@ -334,7 +342,7 @@ class ConvDirect:
     ) -> list[np.ndarray]:
         """Weights (K, C/g, KH, KW) → (K/b, C/16, KH, KW, 16, b), zero-padded; epilogue constants blocked like the output."""
         s = shape_of(workload)
-        return [pack_weights(s, constants[0]), *Operands(workload, 2, s.block).pack(constants, 1)]
+        return [pack_weights(s, constants[0]), *Operands(workload, 2, s.block, is_flat(workload)).pack(constants, 1)]
 
 
 def pack_weights(s: Shape, weights: np.ndarray) -> np.ndarray:

@@ -75,6 +75,7 @@ class Operands:
     workload: Workload
     first: int
     block: int
+    flat: bool = False  # the kernel sees H·W pixels as one row
 
     def reason(self) -> str | None:
         """Why some operand cannot be read here, or None."""
@@ -104,6 +105,7 @@ class Operands:
 
     def _shape(self, i: int) -> tuple[int, ...]:
         n, c, h, w = padded(self.workload.inputs[i].shape)
+        h, w = (1, h * w) if self.flat else (h, w)
         return (n, 1, h, w, 1) if c == 1 else (n, -(-c // self.block), h, w, self.block)
 
     def at(self, i: int, n: Expr, ob: Expr, h: Expr, w: Expr, ov: Expr) -> Expr:
@@ -134,6 +136,7 @@ class Operands:
         if shape[1] == 1 and shape[4] == 1:
             return np.ascontiguousarray(value.reshape(shape))
         n, c, h, w = value.shape
+        # a flat kernel reads the same memory: rows of one image follow each other
         out = np.zeros((n, shape[1] * shape[4], h, w), np.float32)
         out[:, :c] = value
         return np.ascontiguousarray(np.moveaxis(out.reshape(n, shape[1], shape[4], h, w), 2, -1))

@@ -53,6 +53,7 @@ class Expressions(Function):
         self.mask: str | None = None
         self.lazy = 0
         self.literals: dict[int, Val] = {}
+        self.indices: dict[int, bool] = {}
         self.shared: frozenset[int] = frozenset()
         self.known: dict[int, Val] = {}
         self.table: dict[type, Callable[..., Val]] = {
@@ -117,7 +118,7 @@ class Expressions(Function):
         if b.names is not None and not terms:
             return self._register(e, b, const, stride)
         if b.values is not None and not terms and stride == 0:
-            return constant(self._inside(b, const, b.values), b.dtype)
+            return self._inside(b, const, b.constants)
         if stride is None or stride not in (0, 1) or (b.values is not None and not terms):
             return self.by_lane(e, b.dtype)
         if b.values is not None:
@@ -380,21 +381,25 @@ class Expressions(Function):
 
     def _binary(self, e: Binary) -> Val:
         op = e.op
+        index = self.indices.get(id(e))
+        if index is None:
+            index = self.indices[id(e)] = is_integer(e)
+        if index:
+            return self.index(e)
         if op in _BOOLEAN:
             return self.cond(e)
-        if is_integer(e):
-            return self.index(e)
-        a, b = self.eval(e.a), self.eval(e.b)
+        a = self.eval(e.a)
+        if op == "*" and a.const == 0 and a.dtype == "float32":
+            return a
+        b = self.eval(e.b)
         if a.dtype != b.dtype:
             a, b = self.same(a, b)
-        return self.combine(op, a, b, e)
+        if op == "+":
+            return add(a, b)
+        return multiply(a, b) if op == "*" else self.combine(op, a, b, e)
 
     def combine(self, op: str, a: Val, b: Val, e: Expr) -> Val:
         """``a op b`` of one dtype; ``e`` is the expression it stands for."""
-        if op == "*":
-            return multiply(a, b)
-        if op == "+":
-            return add(a, b)
         if op == "-":
             return add(a, negate(b))
         if op == "/":
@@ -477,8 +482,15 @@ class Expressions(Function):
         lanes = a.lanes or b.lanes
         x, y = a.at(OR), b.at(OR)
         if lanes:  # C wants both arms of one type, and a load has the type of unaligned memory
-            x, y = (f"({vector_type(a.dtype, lanes)}){self.splat(v)}" for v in (a, b))
+            x, y = self._aligned(a), self._aligned(b)
         return Val(f"{c.at(OR)} ? {x} : {y}", TERNARY, lanes, a.dtype)
+
+    def _aligned(self, v: Val) -> str:
+        """A value as a vector of the type that variables have."""
+        text = self.splat(v)
+        if text.startswith("(("):
+            return text
+        return f"({vector_type(v.dtype, self.lanes)}){text if v.prec == ATOM and not v.neg else f'({text})'}"
 
     def _blend(self, mask: str, e: Select) -> Val:
         with self.masked(mask):

@@ -163,8 +163,8 @@ def test_random_schedules_do_schedule() -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (Split("acc", "p", 4, "o", "i", "shift"), "twice"),
-        (Split("acc", "zz", 4, "o", "i"), "no such loop"),
+        (Split("acc", "p", 4, "po", "pi", "shift"), "twice"),
+        (Split("acc", "zz", 4, "po", "pi"), "no such loop"),
         (Reorder("out", ("i",)), "not an order"),
         (Parallel("acc", "j"), "not the outermost"),
         (Fuse("acc", "j", "p", "f"), "mixes"),
