@@ -145,7 +145,7 @@ class Genetic:
         elite = list(self._elite)
         one = elite[min(int(self._rng.expovariate(1.0)), len(elite) - 1)]
         near = [c for c in self._space.neighbours(one.config) if self._fresh(c)]
-        return self._rng.choice(near) if near else self._toolbox.mutate(one.config)  # type: ignore[no-any-return]
+        return self._rng.choice(near) if near else self._space.mutate(one.config, self._rng)
 
     def _wild(self) -> Config:
         return self._toolbox.mutate(self._select(1)[0].config, rate=0.5)  # type: ignore[no-any-return]

@@ -168,7 +168,7 @@ def test_first_configs_come_first_and_known_ones_never(name: str) -> None:
 
 
 def test_an_unknown_strategy_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="annealing.*genetic, random, exhaustive"):
+    with pytest.raises(UsageError, match=r"annealing.*genetic, random, exhaustive"):
         make_strategy("annealing", kernel_like()[0], 1)
 
 

@@ -1,0 +1,86 @@
+"""The timing protocol: how many samples, how long, when to give up. The native runtime carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from math import ceil, sqrt
+from time import perf_counter
+
+from wpk.runtime.native_api import TimingSpec
+
+#: A candidate slower than this many times the best so far is not worth more samples.
+HOPELESS = 2.0
+
+#: Slow candidates may take longer than ``max_seconds`` to give a few samples, but never this long (seconds).
+_LONGEST = 3.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How to time. A sample is the mean of as many calls as last ``min_sample`` seconds.
+
+    Stops when the interval of the median is within ``target_spread`` of it, or after ``max_samples`` or ``max_seconds``,
+    or when the first samples all exceed ``hopeless`` seconds (0: never).
+    """
+
+    warmup: int = 2
+    min_samples: int = 5
+    max_samples: int = 60
+    max_seconds: float = 0.06
+    target_spread: float = 0.01
+    min_sample: float = 20e-6
+    hopeless: float = 0.0
+
+    def for_candidate(self, first: float, limit: float | None) -> Timing:
+        """The protocol for a candidate whose first call took ``first`` seconds when the best known takes ``limit``.
+
+        A slow one gets time for a few samples; one that is far off gets a single sample.
+        """
+        if limit is None:
+            return replace(self, max_seconds=max(self.max_seconds, min(6 * first, _LONGEST)))
+        if first > 5 * HOPELESS * limit and first > 1e-3:
+            return replace(self, warmup=0, min_samples=1, max_samples=1, min_sample=0.0)
+        longest = max(self.max_seconds, min(8 * limit, _LONGEST))
+        return replace(self, max_seconds=longest, hopeless=HOPELESS * limit)
+
+    def native(self) -> TimingSpec:
+        """The form the native timing loop takes."""
+        return TimingSpec(reserved=0, **asdict(self))
+
+
+def time_calls(call: Callable[[], object], how: Timing) -> list[float]:
+    """The same protocol in Python, for calls that the native loop cannot make. Samples in seconds a call."""
+    start = perf_counter()
+    once = _seconds(call, 1)
+    for _ in range(how.warmup):
+        if perf_counter() - start >= how.max_seconds / 4:
+            break
+        once = min(once, _seconds(call, 1))
+    calls = max(ceil(how.min_sample / max(once, 1e-8)), 1) if once < how.min_sample else 1
+    samples: list[float] = []
+    while not samples or not _finished(how, samples, perf_counter() - start):
+        samples.append(_seconds(call, calls))
+    return samples
+
+
+def _finished(how: Timing, samples: list[float], elapsed: float) -> bool:
+    n = len(samples)
+    if n >= how.max_samples or elapsed >= how.max_seconds:
+        return True
+    if how.hopeless > 0 and n >= 3 and min(samples) > how.hopeless:
+        return True
+    return n >= how.min_samples and n % 4 == 0 and _halfwidth(samples) <= how.target_spread
+
+
+def _halfwidth(samples: list[float]) -> float:
+    """Half-width of the median's interval, relative: a robust standard error from the interquartile range."""
+    s, n = sorted(samples), len(samples)
+    return 0.93 * (s[3 * n // 4] - s[n // 4]) / (s[n // 2] * sqrt(n)) if s[n // 2] > 0 else 0.0
+
+
+def _seconds(call: Callable[[], object], calls: int) -> float:
+    start = perf_counter()
+    for _ in range(calls):
+        call()
+    return (perf_counter() - start) / calls

@@ -1,0 +1,171 @@
+"""The worker: a process that runs candidates, so that their crashes, hangs and appetite are its own.
+
+``python -m wpk.measure.worker REQUESTS REPLIES LIFE RUNTIME THREADS FOLDER``: three inherited descriptors, the runtime library,
+the number of threads, the folder of array files. It ends, and removes the folder, when the other end of LIFE closes: a
+killed parent leaves nothing behind, even while a kernel hangs.
+
+Requests (JSON, see :mod:`wpk.measure.frames`), each answered by one reply:
+
+    {"op": "workload", "workload": …, "inputs": [file or null], "expected": [file]}    → {}
+    {"op": "candidate", … see Candidate, "tolerance", "limit", "timing"}               → {"samples", "failure", "detail", "error"}
+    {"op": "again", "candidates": [candidate requests], "rounds", "timing"}            → {"results": [replies as above]}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import shutil
+import sys
+import threading
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from wpk.core.errors import ArtifactError
+from wpk.core.workload import Workload
+from wpk.measure.candidate import Candidate, LaunchError, Machine, Operands
+from wpk.measure.frames import Closed, Message, receive, send
+from wpk.measure.timer import Timing
+from wpk.runtime.native_api import Pool, load_native
+
+
+def main(arguments: list[str]) -> None:
+    """Serve requests until the parent is gone."""
+    requests, replies, life = map(int, arguments[:3])
+    _be_the_first_to_die()
+    threading.Thread(target=_follow, args=(life, Path(arguments[5])), daemon=True).start()
+    native = load_native(Path(arguments[3]))
+    machine = Machine(native, Pool(native, int(arguments[4])), Pool(native, 1))
+    server = Server(machine)
+    send(replies, {"pid": os.getpid()})
+    with contextlib.suppress(Closed):
+        while True:
+            send(replies, server.answer(receive(requests)))
+
+
+class Server:
+    """Holds the workload in hand; answers requests."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._operands: Operands | None = None
+
+    def answer(self, request: Message) -> Message:
+        """The reply to one request."""
+        if request["op"] == "workload":
+            return self._workload(request)
+        if request["op"] == "again":
+            return self._again(request)
+        return self._measure(request)
+
+    def _workload(self, request: Message) -> Message:
+        self._operands = None
+        workload = Workload.from_json(request["workload"])
+        inputs = [None if path is None else np.load(path, mmap_mode="r") for path in request["inputs"]]
+        self._operands = Operands(workload, inputs, [np.load(path) for path in request["expected"]])
+        return {}
+
+    def _measure(self, request: Message) -> Message:
+        """Check, then time."""
+        candidate = None
+        try:
+            candidate, first, reply = self._checked(request)
+            if reply["failure"] is not None:
+                return reply
+            how = Timing(**request["timing"]).for_candidate(first, request["limit"])
+            return self._rechecked(request, {**reply, "samples": candidate.time(how)})
+        except Exception as error:
+            return _failure(*_explain(error))
+        finally:
+            if candidate is not None:
+                candidate.close()
+            gc.collect(0)
+
+    def _again(self, request: Message) -> Message:
+        """Time several candidates in turns, so that a drift of the machine meets them all."""
+        ready: list[tuple[Candidate, Message] | Message] = []
+        for one in request["candidates"]:
+            try:
+                candidate, _, reply = self._checked(one)
+                ready.append((candidate, reply) if reply["failure"] is None else reply)
+            except Exception as error:
+                ready.append(_failure(*_explain(error)))
+        how = Timing(**request["timing"])
+        samples: list[list[float]] = [[] for _ in ready]
+        for _ in range(request["rounds"]):
+            for i, entry in enumerate(ready):
+                if isinstance(entry, tuple):
+                    samples[i] += entry[0].time(how)
+        return {"results": [_closed(e, s) for e, s in zip(ready, samples, strict=True)]}
+
+    def _checked(self, request: Message) -> tuple[Candidate, float, Message]:
+        """The candidate after one call, the call's seconds, and the reply so far."""
+        operands = self._operands
+        assert operands is not None, "a workload comes before its candidates"
+        candidate = Candidate(self._machine, operands, request)
+        operands.poison()
+        start = perf_counter()
+        candidate.run()
+        first = perf_counter() - start
+        verdict = operands.check(request["tolerance"])
+        failure = None if verdict.ok else "wrong"
+        return candidate, first, {**_failure(failure, verdict.problem), "error": verdict.error}
+
+    def _rechecked(self, request: Message, reply: Message) -> Message:
+        """Wrong after many calls, though right after one, is wrong: a race, or state left behind."""
+        assert self._operands is not None
+        verdict = self._operands.check(request["tolerance"])
+        if verdict.ok:
+            return reply
+        return {**_failure("wrong", f"after repeated calls: {verdict.problem}"), "error": verdict.error}
+
+
+def _failure(kind: str | None, detail: str) -> Message:
+    return {"samples": [], "failure": kind, "detail": detail, "error": 0.0}
+
+
+def _closed(entry: tuple[Candidate, Message] | Message, samples: list[float]) -> Message:
+    if not isinstance(entry, tuple):
+        return entry
+    entry[0].close()
+    return {**entry[1], "samples": samples}
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    if isinstance(error, MemoryError):
+        return "memory", str(error) or "out of memory"
+    if isinstance(error, LaunchError | ArtifactError):
+        return "launch", str(error)
+    return "launch", f"{type(error).__name__}: {error}"
+
+
+def _be_the_first_to_die() -> None:
+    """No core files; when memory runs out, the system takes this process rather than its parent."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _follow(life: int, folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.read(life, 1)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+def request_of(**fields: Any) -> Message:
+    """A candidate request with its defaults: warm constants, no workspace, no limit."""
+    empty: Message = {
+        "op": "candidate", "kind": "kernel", "binary": "", "symbol": "", "spec": {}, "model": "", "constants": [],
+        "workspace": 0, "cold_bytes": 0, "tolerance": 0.0, "limit": None,
+    }  # fmt: skip
+    return {**empty, **fields}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
