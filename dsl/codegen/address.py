@@ -77,13 +77,14 @@ class Unit:
 class Binding:
     """What a buffer name means now: C names, strides, and for registers the variables by flat index over ``lanes``."""
 
-    __slots__ = ("buffer", "ctype", "depth", "dtype", "lanes", "name", "names", "private", "size", "strides", "values")
+    __slots__ = ("buffer", "constants", "ctype", "depth", "dtype", "lanes", "name", "names", "private", "size", "strides", "values")
 
     def __init__(
         self, buffer: Buffer, name: str, depth: int = 0, names: list[str] | None = None, lanes: int = 0, private: bool = False
     ) -> None:
         self.buffer, self.name, self.depth, self.names = buffer, name, depth, names
         self.lanes, self.private, self.values = lanes, private, buffer.values
+        self.constants = [constant(v, buffer.dtype) for v in buffer.values or ()]
         self.dtype = COMPUTE.get(buffer.dtype, buffer.dtype)
         const = "const " if buffer.values is not None or (buffer.scope == "global" and buffer.access == "in") else ""
         self.ctype = const + C_TYPES[buffer.dtype][0]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product
 
 from wpk.core.errors import InternalError
 from wpk.dsl.affine import Linear, interval, linear
@@ -98,7 +99,7 @@ struct wpk_rt {
 typedef struct { void *const *args; char *workspace; } wpk_ctx;
 """
 
-_VECTOR = re.compile(r"\b(f32|f64|f16|bf16|i8|u8|i16|u16|i32|u32|i64|u64)x(\d+)(_at)?\b")
+_LANES = (2, 4, 8, 16, 32, 64)
 
 
 def _assemble(kernel: Kernel, symbol: str, unit: Unit, phases: _Phases) -> str:
@@ -117,15 +118,14 @@ def _assemble(kernel: Kernel, symbol: str, unit: Unit, phases: _Phases) -> str:
 
 def _vector_types(code: str) -> str:
     """Typedefs of the vector types that ``code`` names, and the macros that read and write them in memory."""
-    short = {s: (c, size) for c, s, size in C_TYPES.values()}
-    found = sorted({(m[1], int(m[2])) for m in _VECTOR.finditer(code)})
-    reached = {(m[1], int(m[2])) for m in _VECTOR.finditer(code) if m[3]}
+    elements = sorted({(name, ctype, size) for ctype, name, size in C_TYPES.values()})
     lines = []
-    for name, lanes in found:
-        ctype, size = short[name] if name != "u8" else ("uint8_t", 1)
+    for (name, ctype, size), lanes in product(elements, _LANES):
         vector = f"{name}x{lanes}"
+        if vector not in code or not re.search(rf"(?<![a-z]){vector}(?!\d)", code):
+            continue
         lines.append(f"typedef {ctype} {vector} __attribute__((vector_size({lanes * size})));")
-        if (name, lanes) in reached:
+        if f"{vector}_at(" in code:
             unaligned = f"vector_size({lanes * size}), aligned({size}), may_alias"
             lines.append(f"typedef {ctype} {vector}u __attribute__(({unaligned}));")
             lines.append(f"#define {vector}_at(p) (*({vector}u *)(p))")

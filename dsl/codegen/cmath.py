@@ -326,16 +326,14 @@ def _rsqrt(s: Shape) -> tuple[str, tuple[str, ...]]:
 
 def _floor(s: Shape) -> tuple[str, tuple[str, ...]]:
     """Through int32, where the value is small enough to have a fraction."""
-    trunc = _convert(s, f"__builtin_convertvector(x, {s.ints})" if s.lanes else "(int32_t)x")
+    trunc = _convert(s, f"__builtin_convertvector(safe, {s.ints})" if s.lanes else "(int32_t)safe")
     lines = [
-        f"  {s.type} big = fabs_{s.suffix}(x);",
-        f"  {s.mask} whole = le_{s.suffix}({_splat(s, '8388608.0f')}, big);",
-        f"  {s.type} safe = {_pick(s, 'whole', _splat(s, '0.0f'), 'x')};",
-        f"  {s.type} t = {trunc.replace('(x,', '(safe,').replace(')x', ')safe')};",
+        f"  {s.mask} small = {_less(s, f'fabs_{s.suffix}(x)', _splat(s, '8388608.0f'))};",
+        f"  {s.type} safe = {_pick(s, 'small', 'x', _splat(s, '0.0f'))}, t = {trunc};",
         f"  t = {_pick(s, _less(s, 'safe', 't'), 't - 1.0f', 't')};",
-        f"  return {_pick(s, 'whole', 'x', 't')};",
+        f"  return {_pick(s, 'small', 't', 'x')};",
     ]
-    return _unary_text("floor", s, "\n".join(lines)), ("fabs", "le", *_PICK)
+    return _unary_text("floor", s, "\n".join(lines)), ("fabs", *_PICK)
 
 
 def _ceil(s: Shape) -> tuple[str, tuple[str, ...]]:
