@@ -218,74 +218,70 @@ def space(s: Shape, target: Target) -> Space:
         Ordered("chunk", tuple(t for t in (1, 2, 4, 8, 16, 32) if t <= s.kb), min(4, s.kb)),
         Choice("order", ("k_t", "t_k"), "k_t"),
         Choice("input", ("job", "root"), "job"),
-        Choice("parallel", ("tiles", "channels", "both"), "tiles"),
+        Choice("parallel", ("tiles", "channels", "both", "points"), "tiles"),
         Ordered("grain", (1, 2), 1),
         Ordered("unroll_c", (1, 2, 4, 8, 16), 4),
         Choice("pad", ("inline", "root"), "inline"),
         Ordered("prefetch", (0, 4, 8, 16), 0),
     )  # fmt: skip
 
-    def sane(c: Config) -> bool:
+    def fits(c: Config) -> bool:
         vectors = -(-16 // LANES[str(c["isa"])]) * int(c["tile_k"])
-        if (int(c["tile_t"]) + 1) * vectors + 1 > REGISTERS[str(c["isa"])]:
-            return False
-        total = tiles(s, int(c["m"]))
-        if (
-            int(c["block"]) > total
-            or int(c["tile_t"]) > int(c["block"])
-            or int(c["tile_k"]) > int(c["chunk"])
-        ):
-            return (
-                c["block"] == min(blocks)
-                and int(c["tile_t"]) <= total
-                and int(c["tile_k"]) <= int(c["chunk"])
-            )
+        return (int(c["tile_t"]) + 1) * vectors + 1 <= REGISTERS[str(c["isa"])]
+
+    def nested(c: Config) -> bool:
+        total, block = tiles(s, int(c["m"])), int(c["block"])
+        room = total if c["parallel"] == "points" else min(block, total)
+        whole = block <= total or block == min(blocks)
+        return whole and int(c["tile_t"]) <= room and int(c["tile_k"]) <= int(c["chunk"])
+
+    def made_before_use(c: Config) -> bool:
         return c["input"] == "root" or c["parallel"] == "tiles"
 
-    return Space(knobs, (sane,), first_configs(s, target, {k.name: k.default for k in knobs}, blocks))
+    return Space(knobs, (fits, nested, made_before_use), first_configs(s, target, {k.name: k.default for k in knobs}, blocks))
 
 
 def first_configs(s: Shape, target: Target, base: Config, blocks: tuple[int, ...]) -> tuple[Config, ...]:
-    """Blocks for which V and one chunk of M fill about half of L2; else all tiles at once, parallel over channels."""
+    """Analytic first guesses, for each m.
+
+    Blocks of tiles for which V fills half of L2, when there are enough for all threads; three phases over all tiles; all
+    tiles in one block, parallel over channels.
+    """
     found: list[Config] = []
     for m in (4, 2) if s.kh == 3 else (2,):
         a, total = (m + s.kh - 1) ** 2, tiles(s, m)
         room = max(target.l2 // (2 * 4 * a * s.c), 4)
-        jobs_ok = [b for b in blocks if b <= min(room, max(total // target.threads, 1))]
-        tile = max((t for t in range(1, 15) if t <= total), key=lambda t: t if total % t == 0 else t - 5)
-        if jobs_ok:
-            block = max(jobs_ok, key=lambda b: (total % b == 0, b))
-            t = max(
-                (t for t in (14, 13, 12, 10, 9, 8, 7, 5, 4, 2, 1) if t <= block),
-                key=lambda t: (block % t == 0) * 6 + t,
-            )
-            found.append({**base, "m": m, "block": block, "tile_t": t})
-        block = max((b for b in blocks if b <= total), default=min(blocks))
-        found.append(
-            {**base, "m": m, "block": block, "tile_t": min(tile, block), "input": "root", "parallel": "both"}
-        )
+        jobs = [b for b in blocks if b <= min(room, max(total // target.threads, 1))]
+        if jobs:
+            block = max(jobs, key=lambda b: (total % b == 0, b))
+            found.append({**base, "m": m, "block": block, "tile_t": _tile(block)})
+        wide: Config = {**base, "m": m, "tile_t": _tile(total), "input": "root"}
+        small = max((b for b in blocks if b <= min(total, 16)), default=min(blocks))
+        found.append({**wide, "parallel": "points", "block": small, "tile_t": min(_tile(total), small), "prefetch": 8})
+        found.append({**wide, "parallel": "both", "block": max((b for b in blocks if b <= total), default=min(blocks))})
     return tuple(found)
+
+
+def _tile(count: int) -> int:
+    """The register tile for ``count`` tiles: large, and leaving no small remainder."""
+    return max(range(1, min(count, 14) + 1), key=lambda t: t - (5 if count % t else 0) + (count % t) / 14)
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
 
 
 def steps(s: Shape, c: Config) -> list[Step]:
-    """for job (block of tiles): V; for k_o (chunk of channels): M by register tiles; output transform and store."""
-    tiles_of_job = (Split("out", "t", int(c["block"]), "t_o", "t_i", "shift"),
-                    Split("out", "kb", int(c["chunk"]), "k_o", "k", "shift"))  # fmt: skip
-    inner = ("t_i", "k", "i", "j", "kv")
-    if c["parallel"] == "both":
-        nest: list[Step] = [Reorder("out", ("t_o", "k_o", *inner)), Fuse("out", "t_o", "k_o", "job")]
-        m_at = "job"
-    else:
-        first, m_at = ("t_o", "k_o") if c["parallel"] == "tiles" else ("k_o", "t_o")
-        nest = [Reorder("out", (first, m_at, *inner))]
-    job = "job" if c["parallel"] == "both" else first
+    """For job (block of tiles): V; for k_o (chunk of channels): M by register tiles; output transform and store.
+
+    ``parallel`` = ``points`` makes three phases of it: all of V, then all of M (jobs are points xi, nu and chunks of channels, so
+    that each weight is read once), then the output transform.
+    """
     plan: list[Step] = [
-        *tiles_of_job, *nest, Parallel("out", job, int(c["grain"])),
+        Split("out", "t", int(c["block"]), "t_o", "t_i", "shift"),
+        Split("out", "kb", int(c["chunk"]), "k_o", "k", "shift"),
+        *output_loops(c),
         Unroll("out", "i"), Unroll("out", "j"), Vectorize("out", "kv"),
-        *output_transform(), ComputeAt("M", "out", m_at, "thread"), *product(c),
+        *output_transform(), *product(c),
     ]  # fmt: skip
     if c["input"] == "root":
         plan += [
@@ -293,21 +289,42 @@ def steps(s: Shape, c: Config) -> list[Step]:
             Fuse("V", "t", "cb", "job"),
             Parallel("V", "job", 4),
         ]
-        at = "job"
-    else:
-        plan += [ComputeAt("V", "out", job, "thread"), Reorder("V", ("t", "cb", "xi", "nu", "cv"))]
-        at = "cb"
-    return plan + input_transform(at) + padding(c)
+        return plan + input_transform("job") + padding(c)
+    plan += [ComputeAt("V", "out", "t_o", "thread"), Reorder("V", ("t", "cb", "xi", "nu", "cv"))]
+    return plan + input_transform("cb") + padding(c)
+
+
+def output_loops(c: Config) -> list[Step]:
+    """The order of blocks and chunks, which of them are jobs, and where M is made."""
+    inner, grain = ("t_i", "k", "i", "j", "kv"), int(c["grain"])
+    if c["parallel"] in ("both", "points"):
+        jobs: list[Step] = [Reorder("out", ("t_o", "k_o", *inner)), Fuse("out", "t_o", "k_o", "job")]
+        place = [ComputeAt("M", "out", "job", "thread")] if c["parallel"] == "both" else []
+        return [*jobs, Parallel("out", "job", grain), *place]
+    first, second = ("t_o", "k_o") if c["parallel"] == "tiles" else ("k_o", "t_o")
+    return [
+        Reorder("out", (first, second, *inner)),
+        Parallel("out", first, grain),
+        ComputeAt("M", "out", second, "thread"),
+    ]
 
 
 def product(c: Config) -> list[Step]:
     """M[xi,nu]: a register tile of tiles × channel blocks, the reduction inside."""
     unroll = int(c["unroll_c"])
     outer = ("k_o", "t_o") if c["order"] == "k_t" else ("t_o", "k_o")
-    plan: list[Step] = [
-        Split("M", "t", int(c["tile_t"]), "t_o", "t_i"),
-        Split("M", "kb", int(c["tile_k"]), "k_o", "k_i"),
-        Reorder("M", ("xi", "nu", *outer, "t_i", "k_i", "kv")),
+    inner = (*outer, "t_i", "k_i", "kv")
+    plan: list[Step] = [Split("M", "t", int(c["tile_t"]), "t_o", "t_i")]
+    if c["parallel"] == "points":
+        plan += [
+            Split("M", "kb", int(c["chunk"]), "k_c", "k_m", "shift"),
+            Split("M", "k_m", int(c["tile_k"]), "k_o", "k_i"),
+            Reorder("M", ("xi", "nu", "k_c", *inner)),
+            Fuse("M", "xi", "nu", "point"), Fuse("M", "point", "k_c", "job"), Parallel("M", "job"),
+        ]  # fmt: skip
+    else:
+        plan += [Split("M", "kb", int(c["tile_k"]), "k_o", "k_i"), Reorder("M", ("xi", "nu", *inner))]
+    plan += [
         Unroll("M", "t_i"), Unroll("M", "k_i"), Vectorize("M", "kv"),
         ComputeAt("acc", "M", outer[1], "register"),
         Split("acc", "c", 16, "c_o", "c_i"), Split("acc", "c_i", unroll, "c_m", "c_u"),
