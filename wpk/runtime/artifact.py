@@ -1,7 +1,7 @@
 """The ``.wpk`` file: plan, binaries, weights and region models of one compiled model ↔ :class:`wpk.runtime.parts.Parts`.
 
-Members: ``plan.json``, ``binaries/*``, ``weights.safetensors``, ``models/*``, ``manifest.json`` (versions, target, SHA-256 of
-each member). Reading maps the file, verifies all of it, and copies no weights.
+Members: ``plan.json``, ``binaries/*``, ``weights.safetensors``, ``models/*``, ``sources/*.c`` (the C of generated
+kernels, for people), ``manifest.json`` (versions, target, SHA-256 of each member). Reading maps the file, verifies all of it, and copies no weights.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from wpk.runtime.plan import Plan
 FORMAT = 1
 
 _PLAN, _WEIGHTS, _BINARIES, _MODELS = "plan.json", "weights.safetensors", "binaries/", "models/"
+_SOURCES, _C = "sources/", ".c"
 #: Members are hashed in pieces of this many bytes, so that large ones are verified by several threads.
 _CHUNK = 8 << 20
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -57,13 +58,14 @@ def save(
     binaries: Mapping[str, Content],
     weights: Mapping[str, np.ndarray],
     models: Mapping[str, bytes] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> None:
     """Write an artifact. The file appears whole or not at all; what was at ``path`` before stays until then.
 
     Raises StorageError when it cannot be written, ValueError for names of binaries or models that are no plain names.
     """
     target = Path(path)
-    contents = _contents(plan, binaries, weights, models or {})
+    contents = _contents(plan, binaries, weights, models or {}, sources or {})
     temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
@@ -119,6 +121,7 @@ def _contents(
     binaries: Mapping[str, Content],
     weights: Mapping[str, np.ndarray],
     models: Mapping[str, bytes],
+    sources: Mapping[str, str],
 ) -> Iterator[tuple[str, Pieces]]:
     """Members in file order, each as pieces."""
     yield _PLAN, [json.dumps(plan.to_json()).encode()]
@@ -127,6 +130,8 @@ def _contents(
     yield _WEIGHTS, tensors.encode(weights)[1]
     for key in sorted(models):
         yield _MODELS + _plain(key), [models[key]]
+    for key in sorted(sources):
+        yield _SOURCES + _plain(key) + _C, [sources[key].encode()]
 
 
 def _plain(key: str) -> str:
@@ -249,7 +254,8 @@ def _parts(contents: Mapping[str, memoryview]) -> Parts:
 
     plan = Plan.from_json(json.loads(bytes(contents[_PLAN])))
     models = {key: bytes(data) for key, data in under(_MODELS).items()}
-    return Parts(plan, under(_BINARIES), tensors.decode(contents[_WEIGHTS]), models)
+    sources = {name.removesuffix(_C): bytes(data).decode() for name, data in under(_SOURCES).items()}
+    return Parts(plan, under(_BINARIES), tensors.decode(contents[_WEIGHTS]), models, sources)
 
 
 def _check_target(path: Path, plan: Plan, any_target: bool) -> None:
