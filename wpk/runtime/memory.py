@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Mapping
+from math import prod
 
 import numpy as np
 
@@ -19,21 +21,18 @@ def address_of(array: np.ndarray) -> int:
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A new C-ordered array at a multiple of 64 bytes, its content undefined."""
-    nbytes = dtype.itemsize
-    for extent in shape:
-        nbytes *= extent
-    block = np.empty(nbytes + ALIGN, np.uint8)
-    start = -address_of(block) % ALIGN
-    return block[start : start + nbytes].view(dtype).reshape(shape)
+    block = np.empty(prod(shape) * dtype.itemsize + ALIGN, np.uint8)
+    return np.ndarray(shape, dtype, block, -address_of(block) % ALIGN)
 
 
-def aligned(array: np.ndarray) -> np.ndarray:
-    """``array`` itself when it is C-ordered and starts at a multiple of 64 bytes, else such a copy."""
-    if array.flags.c_contiguous and address_of(array) % ALIGN == 0:
-        return array
-    copy = aligned_empty(array.shape, array.dtype)
-    copy[...] = array
-    return copy
+def is_aligned(array: np.ndarray) -> bool:
+    """True for a C-ordered array that starts at a multiple of 64 bytes."""
+    return array.flags.c_contiguous and address_of(array) % ALIGN == 0
+
+
+def round_up(nbytes: int) -> int:
+    """The next multiple of 64."""
+    return -(-nbytes // ALIGN) * ALIGN
 
 
 class Arena:
@@ -48,6 +47,22 @@ class Arena:
             raise MemoryError(f"no memory for an arena of {nbytes / 1e6:.1f} MB: {error.strerror}") from error
         if huge:
             self._map.madvise(mmap.MADV_HUGEPAGE)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        if huge:
-            self.address += -self.address % _HUGE
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self._start = -base % _HUGE if huge else 0
+        self.address = base + self._start
+
+    def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """The C-ordered array at ``offset`` bytes; it keeps the memory alive."""
+        return np.frombuffer(self._map, dtype, prod(shape), self._start + offset).reshape(shape)
+
+
+def align_all(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same arrays, those that :func:`is_aligned` denies copied, next to each other, into one arena."""
+    moved = {name: array for name, array in arrays.items() if not is_aligned(array)}
+    arena = Arena(sum(round_up(array.nbytes) for array in moved.values()))
+    result, offset = dict(arrays), 0
+    for name, array in moved.items():
+        result[name] = copy = arena.array(offset, array.shape, array.dtype)
+        copy[...] = array
+        offset += round_up(array.nbytes)
+    return result

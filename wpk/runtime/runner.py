@@ -19,7 +19,7 @@ from wpk.core.errors import ArtifactError, InternalError, UsageError
 from wpk.core.tensor import DTYPE_BYTES
 from wpk.runtime import artifact
 from wpk.runtime.binaries import Binary, open_binary
-from wpk.runtime.memory import ALIGN, Arena, address_of, aligned, aligned_empty
+from wpk.runtime.memory import Arena, address_of, align_all, aligned_empty, round_up
 from wpk.runtime.native_api import RUNTIME, Adapter, Call, Native, NativePlan, Pool, Prepared, load_native
 from wpk.runtime.parts import Content, Parts
 from wpk.runtime.plan import Plan, Port, Step
@@ -116,11 +116,10 @@ class Runner:
         self._pool = Pool(native, self.threads, pin)
         self._stack.callback(self._pool.close)
         workspace = _workspace_bytes(self.plan.steps, self.threads)
-        self._arena = arena = Arena(_round(self.plan.arena_bytes) + workspace)
-        self._workspace = arena.address + _round(self.plan.arena_bytes)
-        self._weights = {
-            b.key: _weight(parts, b.key, b.nbytes) for b in self.plan.buffers if b.kind == "weight"
-        }
+        self._arena = arena = Arena(round_up(self.plan.arena_bytes) + workspace)
+        self._workspace = arena.address + round_up(self.plan.arena_bytes)
+        weights = {b.key: _weight(parts, b.key, b.nbytes) for b in self.plan.buffers if b.kind == "weight"}
+        self._weights = align_all(weights)
         self._bases = (c_void_p * max(len(self.plan.buffers), 1))()
         self._fill_bases(arena.address)
         self._inputs = [(p, numpy_dtype(p.dtype), self._slots("input", p)) for p in self.plan.inputs]
@@ -254,11 +253,7 @@ def _segments(count: int, regions: Mapping[int, Region]) -> list[tuple[int, int]
 
 
 def _workspace_bytes(steps: Sequence[Step], threads: int) -> int:
-    return max((_round(s.shared_bytes) + threads * _round(s.thread_bytes) for s in steps), default=0)
-
-
-def _round(nbytes: int) -> int:
-    return -(-nbytes // ALIGN) * ALIGN
+    return max((round_up(s.shared_bytes) + threads * round_up(s.thread_bytes) for s in steps), default=0)
 
 
 def _binary(parts: Parts, name: str) -> Content:
@@ -280,4 +275,4 @@ def _weight(parts: Parts, key: str, nbytes: int) -> np.ndarray:
     array = parts.weights[key]
     if array.nbytes != nbytes:
         raise ArtifactError(f"weight {key!r}: expected {nbytes} bytes, found {array.nbytes}")
-    return aligned(array)
+    return array
