@@ -1,7 +1,8 @@
 """The ``.wpk`` file: plan, binaries, weights and region models of one compiled model ↔ :class:`wpk.runtime.parts.Parts`.
 
-Members: ``plan.json``, ``binaries/*``, ``weights.safetensors``, ``models/*``, ``sources/*.c`` (the C of generated
-kernels, for people), ``manifest.json`` (versions, target, SHA-256 of each member). Reading maps the file, verifies all of it, and copies no weights.
+Members: ``plan.json``, ``binaries/*``, ``weights.safetensors``, ``models/*``, ``sources/*.c`` (the C of generated kernels,
+for people), ``manifest.json`` (versions, target, SHA-256 of each member). Reading maps the file, verifies all of it, and
+copies no weights.
 """
 
 from __future__ import annotations
