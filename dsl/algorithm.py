@@ -41,7 +41,8 @@ class Stage:
     """One tensor, defined pointwise over ``axes``, possibly reduced.
 
     A stage whose name is an output parameter writes that parameter: at its axes, or at ``scatter`` (physical indices,
-    injective over the axes), where ``where`` holds.
+    injective over the axes), where ``where`` holds. ``output`` names the parameter when several stages write disjoint
+    parts of one.
     """
 
     name: str
@@ -51,6 +52,12 @@ class Stage:
     scatter: tuple[Expr, ...] | None = None
     where: Expr | None = None
     dtype: str = "float32"
+    output: str | None = None
+
+    @property
+    def target(self) -> str:
+        """The name of what the stage writes: an output parameter, or storage of its own."""
+        return self.output or self.name
 
 
 @dataclass(frozen=True, slots=True)

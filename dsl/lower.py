@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from wpk.dsl import affine
 from wpk.dsl.affine import Linear, linear
@@ -90,7 +91,7 @@ class _Lowering:
         if not stages:
             return rest()
         first, box = stages[0], boxes[stages[0].name]
-        if first.name in self.params:
+        if first.target in self.params:
             return self._produce(first, box) + self._chain(stages[1:], boxes, rest)
         if first.name in self.bases:
             raise ScheduleError(f"{first.name} is computed inside itself")
@@ -147,14 +148,21 @@ class _Lowering:
         return main + tail
 
     def _for(self, walk: _Walk, order: tuple[str, ...], extent: int, init: bool) -> Body:
-        loop, kind = order[0], walk.nest.kind(order[0])
+        """The loop, in the segments asked for: what the range of a segment decides folds away in it."""
+        points = () if init else self.s.segments.get((walk.stage.name, order[0]), ())
+        inside = sorted({q for p in points if 0 < (q := p if p >= 0 else extent + p) < extent})
+        edges = (0, *inside, extent)
+        return sum((self._segment(walk, order, a, b, init) for a, b in pairwise(edges)), ())
+
+    def _segment(self, walk: _Walk, order: tuple[str, ...], first: int, end: int, init: bool) -> Body:
+        loop, kind, extent = order[0], walk.nest.kind(order[0]), end - first
         if extent == 1:
-            walk.env[loop] = ZERO
+            walk.env[loop] = Const(first)
             body = self._inside(walk, order, init)
             del walk.env[loop]
             return body
         var = f"{walk.stage.name}_{loop}"
-        with self._ranged(var, extent):
+        with self._ranged(var, first, end):
             walk.env[loop] = Var(var)
             body = self._inside(walk, order, init)
             del walk.env[loop]
@@ -163,16 +171,16 @@ class _Lowering:
                 raise ScheduleError(f"vectorize {walk.stage.name}.{loop}: not the innermost loop")
             kind = "serial"
         grain = walk.nest.grain if kind == "parallel" else 1
-        done = (For(var, ZERO, Const(extent), kind, body, grain),)
+        done = (For(var, Const(first), Const(end), kind, body, grain),)
         target = self.s.instructions.get(walk.stage.name)
         if target and target[0] == loop and not init:
             return (match(done, find(target[1]), self.ranges),)
         return done
 
     @contextmanager
-    def _ranged(self, var: str, extent: int) -> Iterator[None]:
+    def _ranged(self, var: str, first: int, end: int) -> Iterator[None]:
         before = self.ranges.get(var)
-        self.ranges[var] = (0, extent - 1)
+        self.ranges[var] = (first, end - 1)
         try:
             yield
         finally:
@@ -213,10 +221,10 @@ class _Lowering:
         return _guarded(guards, store)
 
     def _target(self, stage: Stage, env: Mapping[str, Expr]) -> tuple[str, tuple[Expr, ...]]:
-        if stage.name not in self.params:
+        if stage.target not in self.params:
             return stage.name, self._address(stage, [env[a.name] for a in stage.axes])
         raw = stage.scatter or tuple(a.var for a in stage.axes)
-        return stage.name, tuple(affine.index(affine.substitute(i, env), self.ranges) for i in raw)
+        return stage.target, tuple(affine.index(affine.substitute(i, env), self.ranges) for i in raw)
 
     def _address(self, stage: Stage, position: list[Expr]) -> tuple[Expr, ...]:
         """Physical indices of an element of a live stage, from its position on the stage's axes."""
@@ -311,6 +319,8 @@ class _Lowering:
                     if load.buffer == name:
                         found = self._union(name, found, self._reads(self.stages[name], load, box))
             if found:
+                full = _full_box(self.stages[name])
+                found |= {a: full[a] for a in self.s.placement(name).whole}
                 reduce = self.stages[name].reduce
                 over: Box = {a.name: (ZERO, a.extent) for a in reduce.axes} if reduce else {}
                 boxes[name] = {**found, **over}

@@ -62,13 +62,14 @@ class Placement:
     """Where a stage is computed and stored. ``at`` is None at root, else (consumer stage, its loop).
 
     ``storage`` is the order of its axes in memory; ``lanes`` = (axis, width) splits that axis so that its last
-    ``width`` elements are innermost (a vector register).
+    ``width`` elements are innermost (a vector register). ``whole`` axes are kept in full, whatever part is read.
     """
 
     at: tuple[str, str] | None = None
     scope: Scope = "shared"
     storage: tuple[str, ...] | None = None
     lanes: tuple[str, int] | None = None
+    whole: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Scheduled:
     placements: dict[str, Placement] = field(default_factory=dict)
     prefetches: dict[str, tuple[PrefetchOf, ...]] = field(default_factory=dict)
     instructions: dict[str, tuple[str, str]] = field(default_factory=dict)
+    segments: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
 
     def nest(self, stage: str) -> Nest:
         """The nest of a stage; by default its axes in order, then its reduction axes."""
@@ -116,8 +118,9 @@ def _require_free(s: Scheduled, stage: str, loops: Iterable[str], where: str) ->
     placed = {p.at[1]: n for n, p in s.placements.items() if p.at and p.at[0] == stage}
     hinted = {p.loop: f"prefetch of {p.tensor}" for p in s.prefetches.get(stage, ())}
     named = {s.instructions[stage][0]: s.instructions[stage][1]} if stage in s.instructions else {}
+    cut = {loop: "segment" for owner, loop in s.segments if owner == stage}
     for loop in loops:
-        user = {**placed, **hinted, **named}.get(loop)
+        user = {**placed, **hinted, **named, **cut}.get(loop)
         _require(user is None, f"{where}: {user} is attached to {loop}")
 
 
@@ -328,6 +331,29 @@ class Parallel(_Mark):
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Run a loop in pieces that meet at ``points`` (negative: from the end); what a piece's range decides folds away in it.
+
+        for i in 0..n: S(i)     →     for i in 0..1: S(i);  for i in 1..n-1: S(i);  for i in n-1..n: S(i)     (1, -1)
+
+    Tests for padding then cost nothing in the interior. Halide ``partition``, TVM ``loop_partition``, Exo ``cut_loop``.
+    """
+
+    stage: str
+    loop: str
+    points: tuple[int, ...]
+
+    def apply(self, s: Scheduled) -> Scheduled:
+        nest, where = s.nest(self.stage), f"segment {self.stage}.{self.loop}"
+        _require(self.loop in nest.order, f"{where}: no such loop, found {nest.order}")
+        kind = nest.kind(self.loop)
+        _require(kind in ("serial", "parallel"), f"{where}: a {kind} loop is one piece")
+        named = s.instructions.get(self.stage, ("", ""))[0]
+        _require(named != self.loop, f"{where}: the loop is an instruction")
+        return replace(s, segments={**s.segments, (self.stage, self.loop): self.points})
+
+
+@dataclass(frozen=True)
 class ComputeAt:
     """Compute a stage inside a loop of its consumer: only the part which that iteration needs.
 
@@ -350,7 +376,7 @@ class ComputeAt:
             self.loop in s.nest(self.consumer).order,
             f"{where}: no such loop, found {s.nest(self.consumer).order}",
         )
-        is_output = any(p.name == self.stage for p in s.algorithm.params)
+        is_output = any(p.name == _stage(s, self.stage).target for p in s.algorithm.params)
         _require(not is_output, f"{where}: an output is computed at root")
         _require(
             self.stage != self.consumer and not _inside(s, self.consumer, self.stage), f"{where}: a cycle"
@@ -370,19 +396,22 @@ def _inside(s: Scheduled, stage: str, ancestor: str) -> bool:
 class StoreAs:
     """Choose a stage's storage: order of axes in memory, and ``lanes`` = (axis, width) innermost for vector registers.
 
+    ``whole`` axes are computed and kept in full: then splits of them stay aligned, whatever part the consumer reads.
     With a staged input (:class:`CacheRead`) this is packing. Halide ``reorder_storage``, TVM ``transform_layout``.
     """
 
     stage: str
     order: tuple[str, ...] | None = None
     lanes: tuple[str, int] | None = None
+    whole: tuple[str, ...] = ()
 
     def apply(self, s: Scheduled) -> Scheduled:
         names = tuple(a.name for a in _stage(s, self.stage).axes)
         order = self.order or names
         _require(sorted(order) == sorted(names), f"store {self.stage}: {order} is not an order of {names}")
         _require(self.lanes is None or self.lanes[0] in names, f"store {self.stage}: no axis {self.lanes}")
-        new = replace(s.placement(self.stage), storage=order, lanes=self.lanes)
+        _require(set(self.whole) <= set(names), f"store {self.stage}: no axes {self.whole}")
+        new = replace(s.placement(self.stage), storage=order, lanes=self.lanes, whole=self.whole)
         return replace(s, placements={**s.placements, self.stage: new})
 
 
@@ -394,7 +423,7 @@ class Inline:
 
     def apply(self, s: Scheduled) -> Scheduled:
         stage = _stage(s, self.stage)
-        plain = stage.reduce is None and stage.scatter is None and s.algorithm.param(stage.name) is None
+        plain = stage.reduce is None and stage.scatter is None and s.algorithm.param(stage.target) is None
         _require(plain, f"inline {self.stage}: it is reduced or an output")
         _require_free(s, self.stage, s.nest(self.stage).order, f"inline {self.stage}")
         rest = tuple(_replace_loads(t, stage) for t in s.algorithm.stages if t.name != stage.name)
@@ -536,6 +565,7 @@ Step = (
     | Vectorize
     | Tensorize
     | Parallel
+    | Segment
     | ComputeAt
     | StoreAs
     | Inline
@@ -555,5 +585,5 @@ def schedule(algorithm: Algorithm, steps: Iterable[Step]) -> Scheduled:
 
 __all__ = [
     "CacheRead", "ComputeAt", "Fuse", "Inline", "Nest", "Parallel", "Placement", "Prefetch", "RFactor", "Reorder",
-    "ScheduleError", "Scheduled", "Split", "Step", "StoreAs", "Tensorize", "Unroll", "Vectorize", "schedule",
+    "ScheduleError", "Scheduled", "Segment", "Split", "Step", "StoreAs", "Tensorize", "Unroll", "Vectorize", "schedule",
 ]  # fmt: skip
