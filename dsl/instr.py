@@ -49,7 +49,7 @@ class Operand:
 class Instr:
     """An instruction. ``meaning`` is IR over the operands' names; ``template`` is a C statement with ``{operand}`` fields.
 
-    ``features``: target features beyond the ISA's own (``avx512vnni``), put on the function that uses it.
+    ``features``: CPU flags (as Linux names them) that it needs beyond the ISA's own.
     """
 
     name: str

@@ -174,8 +174,7 @@ class _Phases:
             f.parallel(loop)
         else:
             f.body(stmts)
-        attributes = "".join(f', target("{x}")' for x in sorted(f.features))
-        head = f"static __attribute__((noinline{attributes})) void phase_{number}({', '.join([*params, *parallel]) or 'void'})"
+        head = f"static __attribute__((noinline)) void phase_{number}({', '.join([*params, *parallel]) or 'void'})"
         block = f.blocks[0]
         adapter = [
             f"static void body_{number}(void *context, int64_t begin, int64_t end, int thread) {{",
@@ -243,7 +242,6 @@ class Statements(Expressions):
         self.plan = plan
         self.register_lanes = lanes
         self.pools: dict[int, tuple[str, int | None]] = {}
-        self.features: set[str] = set()
         self.expansions: dict[int, tuple[Stmt, ...]] = {}
         self.sharing: dict[int, frozenset[int]] = {}
         self.stmts: dict[type, Callable[..., None]] = {
@@ -537,7 +535,6 @@ class Statements(Expressions):
         if instr.isa == self.isa.name and self.lane is None and len(s.operands) == len(instr.operands):
             fields = self._fields(instr, s)
             if fields is not None:
-                self.features.update(instr.features)
                 self.line(instr.template.format(**fields))
                 return
         if id(s) not in self.expansions:
@@ -555,8 +552,11 @@ class Statements(Expressions):
         return fields
 
     def _operand(self, operand: Operand, b: Binding, indices: tuple[Expr, ...]) -> str | None:
+        rank, lanes = len(operand.shape), operand.shape[-1] if operand.shape else 0
+        dense = rank < 2 or b.buffer.shape[1 - rank :] == operand.shape[1:]
+        if b.buffer.dtype != operand.dtype or b.values is not None or not dense:
+            return None
         const, terms, _ = self._fold_now(indices, b)
-        lanes = operand.shape[-1] if operand.shape else 0
         if operand.kind == "scalar":
             return self._element(b, const, terms)
         if b.names is None:
