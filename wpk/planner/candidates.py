@@ -1,0 +1,175 @@
+"""What each node can be: variants × implementations, with measured times where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from wpk.core.errors import ModelError
+from wpk.core.result import Config, Measurement
+from wpk.core.target import Target
+from wpk.core.tensor import TensorType
+from wpk.core.workload import Workload
+from wpk.graph.graph import Graph, Node
+from wpk.ops import work
+from wpk.planner.layouts import Variant, same_bytes, slices, variants
+from wpk.providers.protocol import Provider
+
+#: An unmeasured implementation must look this many times better than a measured one to be taken.
+DOUBT = 4.0
+
+#: Ops whose payload only ONNX Runtime understands.
+OPAQUE = ("onnx", "region")
+
+#: Ops the runtime does by offsets and copies.
+MOVES = ("view", "concat", "split")
+
+#: Most copies in place of one concat or split.
+_MOST_COPIES = 64
+
+#: What a core does in a second where nothing is measured: float32 operations for each vector lane, and bytes.
+_FLOPS_A_LANE, _BYTES = 10e9, 10e9
+_CALL = 1e-6
+
+Rival = tuple[str, float | str]
+
+
+class ResultTable(Protocol):
+    """Measurements by workload, as :mod:`wpk.tuning` keeps them."""
+
+    def best(self, workload: Workload) -> Sequence[tuple[str, Config, Measurement]]:
+        """(provider, config, measurement) of the best of each provider, failures included."""
+        ...
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute a workload. ``seconds`` is measured or, when not ``measured``, a guess.
+
+    ``provider``: a provider's name, ``onnxruntime`` for opaque nodes, or ``move`` for offsets and copies.
+    """
+
+    workload: Workload
+    provider: str
+    config: Config
+    seconds: float
+    measured: bool
+    rivals: tuple[Rival, ...] = ()
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A variant of a node with its best implementation."""
+
+    layouts: Variant
+    implementation: Implementation
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Providers and results, asked for the best implementation of a workload."""
+
+    providers: Sequence[Provider]
+    results: ResultTable | None
+    target: Target
+
+    def best(self, workload: Workload) -> Implementation | None:
+        """The fastest measured implementation; where none is measured, the first provider's default; None when none can."""
+        measured, rivals = self._measured(workload)
+        rivals += self._rejections(workload, {name for name, _ in rivals})
+        if measured is not None:
+            name, config, seconds = measured
+            others = tuple(r for r in rivals if r[0] != name)
+            return Implementation(workload, name, config, seconds, True, others)
+        for provider in self.providers:
+            if provider.name in {n for n, _ in rivals} or not provider.supports(workload, self.target):
+                continue
+            config = provider.space(workload, self.target).default()
+            guess = DOUBT * estimate(workload, self.target)
+            return Implementation(workload, provider.name, config, guess, False, rivals)
+        return None
+
+    def provider(self, name: str) -> Provider:
+        """The provider called ``name``. Raises KeyError."""
+        return {p.name: p for p in self.providers}[name]
+
+    def _measured(self, workload: Workload) -> tuple[tuple[str, Config, float] | None, tuple[Rival, ...]]:
+        names = {p.name for p in self.providers}
+        rows = [r for r in (self.results.best(workload) if self.results else ()) if r[0] in names]
+        right = [(m.time, name, config) for name, config, m in rows if m.ok]
+        rivals = tuple(sorted((name, m.time) for name, _, m in rows if m.ok))
+        rivals = tuple(sorted(rivals, key=lambda r: r[1]))
+        wrong = tuple((name, m.failure or "not measured") for name, _, m in rows if not m.ok)
+        if not right:
+            return None, (*rivals, *wrong)
+        seconds, name, config = min(right, key=lambda r: (r[0], r[1]))
+        return (name, config, seconds), (*rivals, *wrong)
+
+    def _rejections(self, workload: Workload, known: set[str]) -> tuple[Rival, ...]:
+        others = [p for p in self.providers if p.name not in known]
+        supports = [(p.name, p.supports(workload, self.target)) for p in others]
+        return tuple((name, s.reason) for name, s in supports if not s)
+
+
+def alternatives(graph: Graph, node: Node, catalogue: Catalogue) -> tuple[Alternative, ...]:
+    """Everything ``node`` can be. Raises ModelError, naming the node, when that is nothing."""
+    if node.op in OPAQUE:
+        variant = variants(graph, node, catalogue.target)[0]
+        opaque = Implementation(graph.workload(node), "onnxruntime", {}, 0.0, False)
+        return (Alternative(variant, opaque),)
+    found = [
+        Alternative(variant, implementation)
+        for variant in variants(graph, node, catalogue.target)
+        for implementation in (_implementation(graph, node, variant, catalogue),)
+        if implementation is not None
+    ]
+    if not found:
+        raise ModelError(
+            f"node {', '.join(node.origin) or node.name} ({node.op}): {_why_nothing(graph, node, catalogue)}"
+        )
+    return tuple(found)
+
+
+def conversion(t: TensorType, layout: str, catalogue: Catalogue) -> Implementation | None:
+    """The implementation that brings a tensor of type ``t`` into ``layout``; None when there is none."""
+    workload = Workload("convert", (t,), (t.with_layout(layout),))
+    if same_bytes(t, layout):
+        return Implementation(workload, "move", {}, 0.0, True)
+    return catalogue.best(workload)
+
+
+def _implementation(
+    graph: Graph, node: Node, variant: Variant, catalogue: Catalogue
+) -> Implementation | None:
+    workload = graph.workload(node, variant)
+    moved = move(node, workload, catalogue.target) if node.op in MOVES else None
+    computed = catalogue.best(workload) if node.op != "view" else None
+    found = [i for i in (moved, computed) if i is not None]
+    return min(found, key=lambda i: i.seconds, default=None)
+
+
+def move(node: Node, w: Workload, target: Target) -> Implementation | None:
+    """``node`` as offsets and copies, when it is that; costs nothing where the parts can lie in the whole from the start."""
+    if node.op == "view":
+        return Implementation(w, "move", {}, 0.0, True)
+    parts, whole = (w.inputs, w.outputs[0]) if node.op == "concat" else (w.outputs, w.inputs[0])
+    cut = slices(node, list(parts), whole)
+    if cut is None or cut[0] * len(parts) > _MOST_COPIES:
+        return None
+    seconds = 0.0 if cut[0] == 1 else estimate(w, target) + 1e-6 * cut[0] * len(parts)
+    return Implementation(w, "move", {}, seconds, True)
+
+
+def _why_nothing(graph: Graph, node: Node, catalogue: Catalogue) -> str:
+    workload = graph.workload(node)
+    reasons: Mapping[str, str] = {
+        p.name: p.supports(workload, catalogue.target).reason for p in catalogue.providers
+    }
+    return "no provider can compute it: " + "; ".join(f"{n}: {r or 'failed'}" for n, r in reasons.items())
+
+
+def estimate(workload: Workload, target: Target) -> float:
+    """Seconds of a middling implementation: only for choosing where nothing is measured."""
+    cost, cores = work(workload), max(target.threads, 1)
+    return cost.flops / (_FLOPS_A_LANE * target.lanes * cores) + cost.nbytes / (_BYTES * cores) + _CALL

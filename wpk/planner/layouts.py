@@ -1,0 +1,85 @@
+"""Which layouts a node can work in: node → the variants the planner chooses among.
+
+A variant names a layout for every value of the node that is not a constant. Constants stay ``ROW``: ``pack`` arranges them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import cast
+
+from wpk.core.target import Target
+from wpk.core.tensor import TensorType, channel_block
+from wpk.core.workload import Workload
+from wpk.graph.graph import Graph, Node
+from wpk.ops import Layouts, layouts
+
+Variant = Mapping[str, str]
+
+#: Ops for which libraries have channels-last implementations worth trying.
+_CHANNELS_LAST = ("conv", "pool", "eltwise")
+
+
+def channel_blocks(target: Target) -> tuple[int, ...]:
+    """Channel blocks that kernels of ``target`` use: its vector's lanes."""
+    return {"avx512": (16,), "avx2": (8,), "neon": (8,)}.get(target.isa, (8,))
+
+
+def workload_layouts(workload: Workload, target: Target) -> tuple[Layouts, ...]:
+    """The layouts worth trying for a workload, row-major first: those of :mod:`wpk.ops`, and channels last."""
+    found = layouts(workload, channel_blocks(target))
+    blocked = next((x for x in found if all(channel_block(o) > 1 for o in x.outputs)), None)
+    if workload.op not in _CHANNELS_LAST or blocked is None:
+        return found
+    last = Layouts(tuple(map(_last, blocked.inputs)), tuple(map(_last, blocked.outputs)))
+    return (*found, last)
+
+
+def variants(graph: Graph, node: Node, target: Target) -> tuple[Variant, ...]:
+    """The variants of ``node``, all-ROW first."""
+    found = []
+    for each in workload_layouts(graph.workload(node), target):
+        named = zip((*node.inputs, *node.outputs), (*each.inputs, *each.outputs), strict=True)
+        found.append({v: layout for v, layout in named if v and v not in graph.constants})
+    return tuple(found)
+
+
+def same_bytes(t: TensorType, layout: str) -> bool:
+    """True when ``t`` looks the same in memory in ``layout``: a conversion that moves nothing."""
+    if t.layout == layout:
+        return True
+    if len(t.shape) < 3:
+        return False
+    _, c, *spatial = t.shape
+    blocks = {channel_block(x) for x in (t.layout, layout)} - {1}
+    if any(c % b for b in blocks):
+        return False
+    single_block = all(c == b for b in blocks)
+    if prod(spatial) == 1:
+        return True
+    return ("ROW" not in (t.layout, layout) and single_block) or (c == 1 and not blocks)
+
+
+def slices(node: Node, types: list[TensorType], whole: TensorType) -> tuple[int, list[int]] | None:
+    """Where ``types`` (parts along ``node``'s axis) lie in ``whole``: (repeats, bytes of each part in one repeat).
+
+    The whole is ``repeats`` times the parts after one another. None when a part does not end at a block of channels.
+    """
+    axis = int(cast(int, node.attr("axis"))) % len(whole.shape)
+    block = channel_block(whole.layout)
+    if block > 1 and axis == 1 and any(t.shape[1] % block for t in types[:-1]):
+        return None
+    order = _axis_order(whole)
+    outer = prod(whole.physical[: order.index(axis)])
+    return outer, [t.nbytes // outer if outer else 0 for t in types]
+
+
+def _axis_order(t: TensorType) -> list[int]:
+    """Logical axes in the order of the physical shape (an inner block of channels left out)."""
+    rank = len(t.shape)
+    return [0, *range(2, rank), 1] if t.layout == "NHWC" else list(range(rank))
+
+
+def _last(layout: str) -> str:
+    return "NHWC" if channel_block(layout) > 1 else layout

@@ -1,0 +1,66 @@
+"""Generated kernels as providers: one for each kernel family, so that families compete with each other and with libraries."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wpk.core.result import Config, config_key
+from wpk.core.target import Target
+from wpk.core.workload import Workload
+from wpk.dsl.codegen.c import emit
+from wpk.kernels.family import Family
+from wpk.providers.protocol import Code, Source, Support
+from wpk.search.space import Space
+
+#: Version of the C printer: raise it when the text it prints for a kernel changes what that text costs or computes.
+CODEGEN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class GeneratedProvider:
+    """The kernels of one family, named ``generated:<family>``."""
+
+    family: Family
+
+    @property
+    def name(self) -> str:
+        """``generated:`` and the family's name."""
+        return f"generated:{self.family.name}"
+
+    @property
+    def version(self) -> str:
+        """The family's version and the printer's: when either changes, old timings are stale."""
+        return f"{self.family.version}.{CODEGEN_VERSION}"
+
+    def supports(self, workload: Workload, target: Target) -> Support:
+        """See :class:`wpk.providers.protocol.Provider`."""
+        reason = self.family.matches(workload, target)
+        return Support(reason is None, reason or "")
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        """The family's space."""
+        return self.family.space(workload, target)
+
+    def build(self, workload: Workload, config: Config, target: Target) -> Code:
+        """Schedule and print the kernel of one config. Raises InvalidConfig; the family verifies what it builds."""
+        built = self.family.build(workload, config, target)
+        text = emit(built.kernel, built.isa, self._symbol(workload, config, built.isa))
+        source = Source(text.text, text.symbol, text.isa, text.shared_bytes, text.thread_bytes)
+        return Code("kernel", source=source, inplace=built.inplace)
+
+    def pack(
+        self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
+    ) -> list[np.ndarray]:
+        """See :class:`wpk.providers.protocol.Provider`."""
+        return self.family.pack(workload, config, constants, target)
+
+    def _symbol(self, workload: Workload, config: Config, isa: str) -> str:
+        """Dtype, op, family, ISA, and a digest that tells kernels of one family apart."""
+        digest = hashlib.sha256(f"{workload.key}|{config_key(config)}".encode()).hexdigest()[:8]
+        short = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
+        dtype = workload.outputs[0].dtype
+        return f"wpk_{short.get(dtype, dtype)}_{self.family.name}_{isa}_{digest}"
