@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -187,6 +188,7 @@ def space(s: Shape, target: Target) -> Space:
         Choice("pad", ("root", "rows") if s.padded else ("none",), "root" if s.padded else "none"),
         Ordered("prefetch", (0, 4, 8, 16), 0),
     )
+
     def in_one_group(config: Config) -> bool:
         return (s.kb // s.groups) % int(config["tile_k"]) == 0 or s.groups == 1
 
@@ -201,24 +203,45 @@ def fits_registers(config: Config) -> bool:
 
 
 def first_configs(s: Shape, target: Target, knobs: tuple[Choice | Ordered, ...]) -> tuple[Config, ...]:
-    """Analytic first guesses: the register tiles that waste least of the row, in both loop orders."""
+    """Analytic first guesses: the register tiles of least estimated time, each with its best way to divide the work."""
     base: Config = {k.name: k.default for k in knobs}
-    tiles = [
-        (int(w), int(k))
-        for w in knobs[1].values
-        for k in knobs[2].values
-        if fits_registers({**base, "tile_w": w, "tile_k": k})
+    values = {k.name: k.values for k in knobs}
+    ways: list[Config] = [
+        {"parallel": "both", "order": "k_outer", "prefetch": 4},
+        {"parallel": "pixels", "order": "row_outer", "prefetch": 8},
+        {"parallel": "channels", "order": "k_outer", "prefetch": 8},
+        {"parallel": "both_k", "order": "row_outer", "prefetch": 0},
     ]
+    found: list[tuple[float, int, Config]] = []
+    for i, way in enumerate(ways):
+        for w, k, cols, chunk in product(
+            values["tile_w"], values["tile_k"], values["cols"][:4], values["chunk"][:4]
+        ):
+            config = {**base, **way, "tile_w": w, "tile_k": k, "cols": cols, "chunk": max(int(chunk), int(k))}
+            if config["chunk"] in values["chunk"] and fits_registers(config):
+                found.append((estimate(s, config, target.threads), i, config))
+    found.sort(key=lambda x: x[0])
+    best: dict[tuple[object, ...], Config] = {}
+    for _, i, config in found:
+        best.setdefault((config["tile_w"], config["tile_k"]) if i == 0 else (i,), config)
+    return tuple(list(best.values())[:8])
 
-    def waste(tile: tuple[int, int]) -> float:
-        w, k = tile
-        steps = (s.ow // w) * max(w * k, 8) + (max(s.ow % w * k, 8) if s.ow % w else 0)
-        loads = (w + k) / (w * k)
-        return steps * -(-s.kb // k) / (s.ow * s.kb) * (1 + 0.5 * max(loads - 0.55, 0))
 
-    best = sorted(tiles, key=waste)[:3]
-    orders = ("k_outer", "row_outer")
-    return tuple({**base, "tile_w": w, "tile_k": k, "order": o} for w, k in best for o in orders)
+def estimate(s: Shape, c: Config, threads: int) -> float:
+    """Cycles of a config: two vector FMAs and two loads a cycle, four cycles of latency, and the imbalance of the jobs."""
+    k, steps = int(c["tile_k"]), s.cg * s.kh * s.kw
+    vectors = s.block / LANES[str(c["isa"])] * k
+
+    def tile(w: int) -> float:
+        return steps * max(w * vectors / 2, (w + vectors) / 2, 4.0) + 3 * w * vectors + 40 if w else 0.0
+
+    w, total_w = int(c["tile_w"]), s.ow
+    row = (total_w // w) * tile(w) + tile(total_w % w)
+    area = s.n * s.oh / int(c["rows"]) * -(-s.ow // (w * int(c["cols"])))
+    chunks = -(-s.kb // max(int(c["chunk"]), k))
+    jobs = {"pixels": area, "channels": s.n * chunks}.get(str(c["parallel"]), area * chunks)
+    imbalance = -(-jobs // threads) * threads / jobs
+    return row * s.n * s.oh * -(-s.kb // k) * (imbalance + 0.002 * jobs)
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
@@ -342,7 +365,10 @@ class ConvDirect:
     ) -> list[np.ndarray]:
         """Weights (K, C/g, KH, KW) → (K/b, C/16, KH, KW, 16, b), zero-padded; epilogue constants blocked like the output."""
         s = shape_of(workload)
-        return [pack_weights(s, constants[0]), *Operands(workload, 2, s.block, is_flat(workload)).pack(constants, 1)]
+        return [
+            pack_weights(s, constants[0]),
+            *Operands(workload, 2, s.block, is_flat(workload)).pack(constants, 1),
+        ]
 
 
 def pack_weights(s: Shape, weights: np.ndarray) -> np.ndarray:
