@@ -1,6 +1,8 @@
 """A small model compiled by hand: C kernels, a plan and weights, for tests of the runtime."""
 
+import atexit
 import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -57,7 +59,9 @@ int fail(void *state, void *const *args, void *workspace, const wpk_rt *rt) {{ r
 @lru_cache(maxsize=1)
 def cache() -> Path:
     """One folder of built binaries for the test run."""
-    return Path(mkdtemp(prefix="wpk-test-"))
+    folder = mkdtemp(prefix="wpk-test-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 @lru_cache(maxsize=1)

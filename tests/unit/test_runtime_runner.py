@@ -11,7 +11,8 @@ import pytest
 
 from wpk.core.errors import ArtifactError, FeedError, InternalError, UsageError
 from wpk.runtime.parts import Parts
-from wpk.runtime.plan import Arg, BufferSpec, Plan, Step
+from wpk.runtime.plan import Arg, BufferSpec, Plan, Port, Step
+from wpk.runtime.ports import node_arg, numpy_dtype
 from wpk.runtime.runner import Runner
 
 
@@ -193,6 +194,7 @@ def broken_plans() -> dict[str, tuple[Plan, str]]:
         ),
         "buffer-kind": (replace(plan, buffers=(*buffers, BufferSpec("lake", 4, "w"))), "unknown kind 'lake'"),
         "output": (replace(plan, buffers=buffers[:-1], steps=()), "no buffer holds output 'tail'"),
+        "dtype": (replace(plan, inputs=(replace(plan.inputs[0], dtype="text"),)), "unknown dtype 'text'"),
         "port-size": (replace(plan, buffers=(replace(buffers[0], nbytes=4), *buffers[1:])), "input 'x' has"),
     }
 
@@ -208,6 +210,11 @@ def test_bad_binary_is_refused() -> None:
     contents = {**handmade.binaries(), "kernels": b"no library"}
     with pytest.raises(ArtifactError, match="cannot load binary 'kernels'"):
         Runner(Parts(handmade.plan(), contents, handmade.weights()))
+
+
+def test_bfloat16_ports_have_a_dtype() -> None:
+    assert numpy_dtype("bfloat16").itemsize == 2 and numpy_dtype("bfloat16").name == "bfloat16"
+    assert node_arg(Port("h", "float16", (2,))).type == "tensor(float16)"
 
 
 @pytest.mark.parametrize("threads", [0, -2])

@@ -46,6 +46,7 @@ class Runner:
         self._finalizer = weakref.finalize(self, self._stack.close)
         self._arena: Arena | None = None
         self._weights: dict[str, np.ndarray] = {}
+        self._regions: dict[int, Region] = {}
         try:
             self._prepare(parts, pin)
         except BaseException:
@@ -101,7 +102,7 @@ class Runner:
         with self._lock:
             self._finalizer()
             self._arena = None
-            self._weights = {}
+            self._weights, self._regions = {}, {}
 
     def __enter__(self) -> Runner:
         return self
@@ -122,8 +123,8 @@ class Runner:
         self._weights = align_all(weights)
         self._bases = (c_void_p * max(len(self.plan.buffers), 1))()
         self._fill_bases(arena.address)
-        self._inputs = [(p, numpy_dtype(p.dtype), self._slots("input", p)) for p in self.plan.inputs]
-        self._outputs = [(p, numpy_dtype(p.dtype), self._slots("output", p)) for p in self.plan.outputs]
+        self._inputs = [self._bound("input", p) for p in self.plan.inputs]
+        self._outputs = [self._bound("output", p) for p in self.plan.outputs]
         self._regions = {
             i: Region(s.name, s.spec or {}, _model(parts, s), self.threads)
             for i, s in enumerate(self.plan.steps)
@@ -144,8 +145,10 @@ class Runner:
             elif buffer.kind not in ("input", "output"):
                 raise ArtifactError(f"buffer {i} is of unknown kind {buffer.kind!r}")
 
-    def _slots(self, kind: str, port: Port) -> list[int]:
-        """The buffers that stand for a port."""
+    def _bound(self, kind: str, port: Port) -> tuple[Port, np.dtype, list[int]]:
+        """A port, its NumPy dtype, and the buffers that stand for it."""
+        if port.dtype not in DTYPE_BYTES:
+            raise ArtifactError(f"{kind} {port.name!r} is of unknown dtype {port.dtype!r}")
         found = [i for i, b in enumerate(self.plan.buffers) if b.kind == kind and b.key == port.name]
         nbytes = DTYPE_BYTES[port.dtype] * int(np.prod(port.shape, dtype=np.int64))
         for i in found:
@@ -155,7 +158,7 @@ class Runner:
                 )
         if kind == "output" and not found:
             raise ArtifactError(f"no buffer holds output {port.name!r}")
-        return found
+        return port, numpy_dtype(port.dtype), found
 
     def _prepared(self, parts: Parts, native: Native) -> list[Prepared]:
         binaries: dict[str, Binary] = {}
