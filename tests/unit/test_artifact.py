@@ -29,7 +29,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(path: Path, plan: Plan | None = None) -> None:
     parts = handmade.parts()
-    artifact.save(path, plan or parts.plan, parts.binaries, parts.weights, {"region": b"some model"})
+    artifact.save(
+        path,
+        plan or parts.plan,
+        parts.binaries,
+        parts.weights,
+        {"region": b"some model"},
+        {"add": "int add;\n"},
+    )
 
 
 def test_gives_back_what_was_saved(saved: Path) -> None:
@@ -38,7 +45,7 @@ def test_gives_back_what_was_saved(saved: Path) -> None:
     assert {k: bytes(v) for k, v in parts.binaries.items()} == {  # type: ignore[arg-type]
         k: v.read_bytes() for k, v in handmade.binaries().items()
     }
-    assert parts.models == {"region": b"some model"}
+    assert parts.models == {"region": b"some model"} and parts.sources == {"add": "int add;\n"}
     np.testing.assert_array_equal(parts.weights["w"], original.weights["w"])
 
 
@@ -69,7 +76,8 @@ def test_zip_tools_read_it(saved: Path) -> None:
         assert archive.testzip() is None
         names = archive.namelist()
         assert names == [
-            "plan.json", "binaries/kernels", "binaries/libwpkrt.so", "weights.safetensors", "models/region", "manifest.json",
+            "plan.json", "binaries/kernels", "binaries/libwpkrt.so", "weights.safetensors", "models/region", "sources/add.c",
+            "manifest.json",
         ]  # fmt: skip
         assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
         found = load_safetensors(archive.read("weights.safetensors"))
