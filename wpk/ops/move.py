@@ -1,0 +1,198 @@
+"""view, transpose, concat, split, convert: data moves and nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, cast
+
+import numpy as np
+
+from wpk.core.tensor import TensorType, channel_block
+from wpk.core.workload import Workload
+from wpk.ops.base import Builder, Foreign, Layouts, Operator, Shape, Speller, row_only, same_blocks
+
+
+def no_flops(w: Workload) -> float:
+    """Nothing is computed."""
+    return 0.0
+
+
+def free_shape(inputs: Sequence[TensorType], attrs: Mapping[str, Any]) -> None:
+    """The shape is the output's own."""
+    return None
+
+
+def same_shape(inputs: Sequence[TensorType], attrs: Mapping[str, Any]) -> tuple[Shape, ...]:
+    """The input's shape."""
+    return (inputs[0].shape,)
+
+
+def transpose_shapes(inputs: Sequence[TensorType], attrs: Mapping[str, Any]) -> tuple[Shape, ...]:
+    """The input's shape, permuted."""
+    return (tuple(inputs[0].shape[p] for p in attrs["perm"]),)
+
+
+def concat_shapes(inputs: Sequence[TensorType], attrs: Mapping[str, Any]) -> tuple[Shape, ...]:
+    """The first input's shape with the axis summed."""
+    first, axis = inputs[0].shape, attrs["axis"]
+    if any(t.shape[:axis] != first[:axis] or t.shape[axis + 1 :] != first[axis + 1 :] for t in inputs):
+        raise ValueError("inputs differ outside the axis")
+    return ((*first[:axis], sum(t.shape[axis] for t in inputs), *first[axis + 1 :]),)
+
+
+def split_shapes(inputs: Sequence[TensorType], attrs: Mapping[str, Any]) -> tuple[Shape, ...]:
+    """One shape for each size."""
+    shape, axis = inputs[0].shape, attrs["axis"]
+    if sum(attrs["sizes"]) != shape[axis]:
+        raise ValueError(f"sizes {attrs['sizes']} do not sum to {shape[axis]}")
+    return tuple((*shape[:axis], size, *shape[axis + 1 :]) for size in attrs["sizes"])
+
+
+def whole_blocks(w: Workload, blocks: tuple[int, ...]) -> tuple[Layouts, ...]:
+    """As :func:`same_blocks` along the channels, where every part but the last is made of whole blocks."""
+    if w.attr("axis") != 1:
+        return row_only(w, blocks)
+    parts = w.inputs if w.op == "concat" else w.outputs
+    return tuple(
+        layouts for layouts in same_blocks(w, blocks)
+        if all(t.shape[1] % channel_block(layouts.outputs[0]) == 0 for t in parts[:-1])
+    )  # fmt: skip
+
+
+def as_given(w: Workload, blocks: tuple[int, ...]) -> tuple[Layouts, ...]:
+    """A conversion's layouts are what it is."""
+    return (Layouts(tuple(t.layout for t in w.inputs), tuple(t.layout for t in w.outputs)),)
+
+
+def lift_view(f: Foreign, b: Builder) -> str | None:
+    """Reshape, Flatten, Squeeze, Unsqueeze, Identity: the output's shape is known already."""
+    if f.type(0).dtype != "float32" or prod(f.type(0).shape) != prod(f.out.shape):
+        return "not a float32 tensor"
+    b.view(f.inputs[0], f.out.shape, f.outputs[0], final=True)
+    return None
+
+
+def lift_dropout(f: Foreign, b: Builder) -> str | None:
+    """Dropout at inference, its mask unused."""
+    training = f.constant(2)
+    if f.extra_outputs or (f.has(2) and (training is None or bool(training))):
+        return "training, or the mask is used"
+    return lift_view(f, b)
+
+
+def lift_cast(f: Foreign, b: Builder) -> str | None:
+    """Cast from float32 to float32."""
+    return lift_view(f, b)
+
+
+def lift_transpose(f: Foreign, b: Builder) -> str | None:
+    """Transpose."""
+    perm = tuple(f.attrs.get("perm", range(len(f.out.shape))[::-1]))
+    b.emit("transpose", f.inputs, f.out.shape, f.outputs[0], final=True, perm=perm)
+    return None
+
+
+def lift_concat(f: Foreign, b: Builder) -> str | None:
+    """Concat."""
+    axis = int(f.attrs["axis"]) % len(f.out.shape)
+    b.emit("concat", f.inputs, f.out.shape, f.outputs[0], final=True, axis=axis)
+    return None
+
+
+def lift_split(f: Foreign, b: Builder) -> str | None:
+    """Split; the sizes are the outputs'."""
+    axis = int(f.attrs.get("axis", 0)) % len(f.type(0).shape)
+    b.split(f.inputs[0], f.outputs, [f.types[v].shape for v in f.outputs], axis)
+    return None
+
+
+def lift_slice(f: Foreign, b: Builder) -> str | None:
+    """Slice of one axis with step 1: the middle part of a split."""
+    x, y = f.type(0).shape, f.out.shape
+    cut = [i for i, (a, c) in enumerate(zip(x, y, strict=True)) if a != c]
+    start, steps = _slice_start(f, cut), f.constant(4)
+    if start is None or (steps is not None and set(steps.tolist()) != {1}):
+        return "not a contiguous part of one axis"
+    axis, size = cut[0], y[cut[0]]
+    sizes = [start, size, x[axis] - start - size]
+    names = [
+        f.outputs[0] if i == 1 else b.fresh(f.outputs[0]) for i, s in enumerate(sizes) if s > 0 or i == 1
+    ]
+    shapes = [(*x[:axis], s, *x[axis + 1 :]) for i, s in enumerate(sizes) if s > 0 or i == 1]
+    b.split(f.inputs[0], names, shapes, axis)
+    return None
+
+
+def _slice_start(f: Foreign, cut: list[int]) -> int | None:
+    """Where the one cut axis starts; None when it is not one, or not known."""
+    starts = f.constant(1) if f.opset >= 10 else f.attrs.get("starts")
+    axes = f.constant(3) if f.opset >= 10 else f.attrs.get("axes")
+    if (
+        len(cut) != 1
+        or starts is None
+        or (f.opset >= 10 and f.has(3) and axes is None)
+        or (f.has(4) and f.constant(4) is None)
+    ):
+        return None
+    rank = len(f.out.shape)
+    listed = [int(a) % rank for a in (axes if axes is not None else range(len(starts)))]
+    start, extent = int(starts[listed.index(cut[0])]), f.type(0).shape[cut[0]]
+    return min(max(start + extent if start < 0 else start, 0), extent)
+
+
+def spell_view(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> None:
+    """Reshape to the output's shape."""
+    s.op("Reshape", (*ins, s.constant(np.array(w.outputs[0].shape, np.int64))), outs[0])
+
+
+def spell_transpose(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> None:
+    """Transpose."""
+    s.op("Transpose", ins, outs[0], perm=w.attr("perm"))
+
+
+def spell_concat(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> None:
+    """Concat."""
+    s.op("Concat", ins, outs[0], axis=w.attr("axis"))
+
+
+def spell_split(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> None:
+    """Split; its sizes are an input from opset 13 on."""
+    sizes = cast("tuple[int, ...]", w.attr("sizes"))
+    if s.opset < 13:
+        s.outputs("Split", ins, outs, axis=w.attr("axis"), split=sizes)
+    else:
+        s.outputs("Split", (*ins, s.constant(np.array(sizes, np.int64))), outs, axis=w.attr("axis"))
+
+
+def spell_convert(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> None:
+    """Logically nothing."""
+    s.op("Identity", ins, outs[0])
+
+
+_VIEWS = dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"), lift_view)
+
+VIEW = Operator(
+    "view", "injective", 1, (), free_shape, no_flops, row_only, spell_view,
+    {**_VIEWS, "Dropout": lift_dropout, "Cast": lift_cast},
+)  # fmt: skip
+TRANSPOSE = Operator(
+    "transpose", "injective", 1, ("perm",), transpose_shapes, no_flops, row_only, spell_transpose,
+    {"Transpose": lift_transpose},
+)  # fmt: skip
+CONCAT = Operator(
+    "concat",
+    "injective",
+    None,
+    ("axis",),
+    concat_shapes,
+    no_flops,
+    whole_blocks,
+    spell_concat,
+    {"Concat": lift_concat},
+)
+SPLIT = Operator(
+    "split", "injective", 1, ("axis", "sizes"), split_shapes, no_flops, whole_blocks, spell_split,
+    {"Split": lift_split, "Slice": lift_slice},
+)  # fmt: skip
+CONVERT = Operator("convert", "injective", 1, (), same_shape, no_flops, as_given, spell_convert)
