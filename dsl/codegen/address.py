@@ -7,13 +7,15 @@ stride.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 
 from wpk.core.errors import InternalError
 from wpk.dsl.affine import Linear, interval, linear
-from wpk.dsl.codegen.cmath import Shape, helper
+from wpk.dsl.codegen.cmath import helper
+from wpk.dsl.codegen.cshape import Shape
 from wpk.dsl.codegen.cstyle import (
     ADD,
     ATOM,
@@ -77,7 +79,9 @@ class Unit:
 class Binding:
     """What a buffer name means now: C names, strides, and for registers the variables by flat index over ``lanes``."""
 
-    __slots__ = ("buffer", "constants", "ctype", "depth", "dtype", "lanes", "name", "names", "private", "size", "strides", "values")
+    __slots__ = (
+        "buffer", "constants", "ctype", "depth", "dtype", "lanes", "name", "names", "private", "size", "strides", "values",
+    )  # fmt: skip
 
     def __init__(
         self, buffer: Buffer, name: str, depth: int = 0, names: list[str] | None = None, lanes: int = 0, private: bool = False
@@ -108,7 +112,7 @@ class Block:
         self.allocs: dict[tuple[Buffer, int], list[str]] = {}
 
 
-class Function:
+class Function(ABC):
     """The state of one C function as it is printed: blocks, loop variables, buffers in scope, the vector lane."""
 
     def __init__(self, unit: Unit) -> None:
@@ -362,9 +366,9 @@ class Function:
         prec = (ATOM if terms[0][1] == 1 else MUL) if alone and terms[0][1] > 0 else ADD
         return Val(self.terms_text(form.const, terms), prec, 0, "int64")
 
+    @abstractmethod
     def eval(self, e: Expr) -> Val:
-        """A value; supplied by the expression printer."""
-        raise NotImplementedError
+        """The value of an expression."""
 
 
 def free_vars(e: Expr) -> frozenset[str]:

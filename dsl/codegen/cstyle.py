@@ -43,10 +43,14 @@ FLOATS = ("float32", "float64")
 #: dtypes that are storage only, and the dtype their elements compute as
 COMPUTE = {"float16": "float32", "bfloat16": "float32"}
 
+#: names that generated C may not give to variables
 RESERVED = frozenset(
-    """auto break case char const continue default do double else enum extern float for goto if inline int long
-    register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
-    args begin ctx end main rt state thread workspace shared mine exp log pow sqrt floor ceil erf tanh abs""".split()
+    re.findall(
+        r"\w+",
+        """auto break case char const continue default do double else enum extern float for goto if inline int long
+        register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
+        args begin ctx end main rt state thread workspace mine exp log pow sqrt floor ceil erf tanh abs""",
+    )
 )
 
 # precedences of C operators, tightest highest
