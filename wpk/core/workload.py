@@ -1,6 +1,7 @@
 """A workload: one operator instance, complete enough to build, check and time an implementation of it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from wpk.core.pointwise import Point, parse
 from wpk.core.tensor import TensorType
@@ -35,7 +36,7 @@ class Workload:
             raise TypeError(f"{self.op}.{name} is {value!r}, expected ints")
         return tuple(int(v) for v in value)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The stable text form: equal text means the same code runs it. Part of every tuning record."""
         ins = ",".join(f"{t}{'!' if i in self.constants else ''}" for i, t in enumerate(self.inputs))

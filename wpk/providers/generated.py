@@ -50,7 +50,7 @@ class GeneratedProvider:
         built = self.family.build(workload, config, target)
         text = emit(built.kernel, built.isa, self._symbol(workload, config, built.isa))
         source = Source(text.text, text.symbol, text.isa, text.shared_bytes, text.thread_bytes)
-        return Code("kernel", source=source, inplace=built.inplace)
+        return Code("kernel", source, inplace=built.inplace, accuracy=str(getattr(self.family, "accuracy", "")))
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
