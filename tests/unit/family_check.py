@@ -7,6 +7,7 @@ thread numbers, so that a loop that is not really parallel is caught.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +17,14 @@ from tempfile import gettempdir
 
 import numpy as np
 
+from wpk.core.pointwise import Acc, Apply, Input, Literal, Point
 from wpk.core.result import Config
 from wpk.core.target import Target, host_target
 from wpk.core.tensor import TensorType, from_layout, to_layout
 from wpk.core.workload import Workload
+from wpk.dsl.codegen.c import emit
 from wpk.dsl.interp import run as interpret
+from wpk.dsl.verify import verify
 from wpk.kernels.family import Built, Family
 from wpk.measure.builder import build
 from wpk.measure.toolchain import Compiler, find_compiler
@@ -47,6 +51,29 @@ def random_feeds(workload: Workload, seed: int = 0) -> list[np.ndarray]:
     """One seeded normal logical array for each input."""
     rng = np.random.default_rng(seed)
     return [rng.normal(size=t.shape).astype(t.dtype) for t in workload.inputs]
+
+
+_OPS: dict[str, Callable[..., np.ndarray]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum,
+    "pow": np.power, "neg": np.negative, "abs": np.abs, "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "tanh": np.tanh,
+    "floor": np.floor, "ceil": np.ceil, "recip": np.reciprocal, "relu": lambda a: np.maximum(a, 0),
+    "sigmoid": lambda a: 1 / (1 + np.exp(-a)), "erf": np.vectorize(math.erf), "lt": np.less, "le": np.less_equal,
+    "eq": np.equal, "where": lambda c, a, b: np.where(c != 0, a, b),
+}  # fmt: skip
+
+
+def evaluate(point: Point | None, acc: np.ndarray | None, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The value of an expression in float64, by NumPy's broadcasting."""
+    match point:
+        case None | Acc():
+            assert acc is not None
+            return acc
+        case Input(i):
+            return inputs[i].astype(np.float64)
+        case Literal(value):
+            return np.float64(value)
+        case Apply(op, args):
+            return np.asarray(_OPS[op](*(evaluate(a, acc, inputs) for a in args)), np.float64)
 
 
 def configs_of(family: Family, workload: Workload, samples: int, seed: int = 0) -> list[Config]:
@@ -140,8 +167,7 @@ def assert_close(
 
 def call(built: Built, arrays: Sequence[np.ndarray]) -> None:
     """Compile and run a kernel on physical arrays in parameter order; AssertionError when it returns an error code."""
-    from wpk.dsl.codegen.c import emit
-
+    verify(built.kernel)
     emitted = emit(built.kernel, built.isa)
     library = ctypes.CDLL(str(build(emitted.text, built.isa, compiler(), _cache_folder())))
     function = getattr(library, emitted.symbol)
