@@ -10,6 +10,9 @@ from wpk.kernels.family import Family
 #: module of this package -> family class
 _FAMILIES = {
     "conv_direct": "ConvDirect",
+    "gemm": "Gemm",
+    "fc": "FullyConnected",
+    "matmul": "MatMul",
     "eltwise": "Eltwise",
 }
 
