@@ -16,9 +16,6 @@ from wpk.ops import work
 from wpk.planner.layouts import Variant, same_bytes, slices, variants
 from wpk.providers.protocol import Provider
 
-#: An unmeasured implementation must look this many times better than a measured one to be taken.
-DOUBT = 4.0
-
 #: Ops whose payload only ONNX Runtime understands.
 OPAQUE = ("onnx", "region")
 
@@ -31,6 +28,9 @@ _MOST_COPIES = 64
 #: What a core does in a second where nothing is measured: float32 operations for each vector lane, and bytes.
 _FLOPS_A_LANE, _BYTES = 10e9, 10e9
 _CALL = 1e-6
+
+#: Seconds from one native segment to the next through Python, the pool's threads asleep in between.
+SEGMENT = 20e-6
 
 Rival = tuple[str, float | str]
 
@@ -68,11 +68,15 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Providers and results, asked for the best implementation of a workload."""
+    """Providers and results, asked for the best implementation of a workload.
+
+    ``segment`` is what it costs, besides the session's own time, to leave the native executor and come back.
+    """
 
     providers: Sequence[Provider]
     results: ResultTable | None
     target: Target
+    segment: float = SEGMENT
 
     def best(self, workload: Workload) -> Implementation | None:
         """The fastest measured implementation; where none is measured, the first provider's default; None when none can."""
@@ -86,7 +90,7 @@ class Catalogue:
             if provider.name in {n for n, _ in rivals} or not provider.supports(workload, self.target):
                 continue
             config = provider.space(workload, self.target).default()
-            guess = DOUBT * estimate(workload, self.target)
+            guess = estimate(workload, self.target)
             return Implementation(workload, provider.name, config, guess, False, rivals)
         return None
 
@@ -97,14 +101,16 @@ class Catalogue:
     def _measured(self, workload: Workload) -> tuple[tuple[str, Config, float] | None, tuple[Rival, ...]]:
         names = {p.name for p in self.providers}
         rows = [r for r in (self.results.best(workload) if self.results else ()) if r[0] in names]
-        right = [(m.time, name, config) for name, config, m in rows if m.ok]
-        rivals = tuple(sorted((name, m.time) for name, _, m in rows if m.ok))
-        rivals = tuple(sorted(rivals, key=lambda r: r[1]))
+        right = [(m.time + self._charge(name), name, config) for name, config, m in rows if m.ok]
+        rivals = tuple((name, seconds) for seconds, name, _ in sorted(right, key=lambda r: r[:2]))
         wrong = tuple((name, m.failure or "not measured") for name, _, m in rows if not m.ok)
         if not right:
             return None, (*rivals, *wrong)
         seconds, name, config = min(right, key=lambda r: (r[0], r[1]))
         return (name, config, seconds), (*rivals, *wrong)
+
+    def _charge(self, provider: str) -> float:
+        return self.segment if provider == "onnxruntime" else 0.0
 
     def _rejections(self, workload: Workload, known: set[str]) -> tuple[Rival, ...]:
         others = [p for p in self.providers if p.name not in known]
@@ -113,7 +119,7 @@ class Catalogue:
 
 
 def alternatives(graph: Graph, node: Node, catalogue: Catalogue) -> tuple[Alternative, ...]:
-    """Everything ``node`` can be. Raises ModelError, naming the node, when that is nothing."""
+    """What ``node`` can be: measured variants, or all where none is. Raises ModelError, naming the node, when that is nothing."""
     if node.op in OPAQUE:
         variant = variants(graph, node, catalogue.target)[0]
         opaque = Implementation(graph.workload(node), "onnxruntime", {}, 0.0, False)
@@ -128,7 +134,8 @@ def alternatives(graph: Graph, node: Node, catalogue: Catalogue) -> tuple[Altern
         raise ModelError(
             f"node {', '.join(node.origin) or node.name} ({node.op}): {_why_nothing(graph, node, catalogue)}"
         )
-    return tuple(found)
+    # Facts beat guesses: a variant that nobody measured is for nodes of which nothing was.
+    return tuple(a for a in found if a.implementation.measured) or tuple(found)
 
 
 def conversion(t: TensorType, layout: str, catalogue: Catalogue) -> Implementation | None:

@@ -10,6 +10,7 @@ from typing import Any
 from wpk.core.errors import InternalError
 from wpk.core.target import Target
 from wpk.graph.graph import Graph
+from wpk.graph.onnx_io import export_region
 from wpk.measure.builder import CompileError, build_many, build_runtime
 from wpk.measure.toolchain import Compiler
 from wpk.planner.candidates import Catalogue, ResultTable
@@ -75,7 +76,7 @@ def session_plan(
     return Parts(plan, dict([tools.runtime]), {}, {key: model})
 
 
-def make_tools(target: Target, compiler: Compiler, cache: Path, export: Export) -> Tools:
+def make_tools(target: Target, compiler: Compiler, cache: Path, export: Export = export_region) -> Tools:
     """Tools that compile with ``compiler`` into ``cache``. Raises StorageError."""
 
     def build(sources: Sequence[Source]) -> list[Path]:

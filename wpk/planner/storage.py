@@ -172,9 +172,14 @@ class _Arrangement:
             if action.kind != "call" or len(action.writes) != 1:
                 continue
             for i in action.inplace:
-                if self._may_take(action.reads[i], action.writes[0], index, last):
+                if self._alone(action, i) and self._may_take(action.reads[i], action.writes[0], index, last):
                     self._take(action.reads[i], action.writes[0], last)
                     break
+
+    def _alone(self, action: Action, index: int) -> bool:
+        """True when no other operand looks at the same memory in another way."""
+        root = self.place(action.reads[index]).root
+        return all(t == action.reads[index] or self.place(t).root != root for t in action.reads)
 
     def _may_take(self, read: Tensor, write: Tensor, index: int, last: Mapping[Tensor, int]) -> bool:
         source, target = self.place(read), self.place(write)
