@@ -13,11 +13,14 @@ from wpk.runtime.ports import numpy_dtype
 
 
 class Region:
-    """One session. Its threads sleep between calls, so that they do not take cores from the runtime's own."""
+    """One session. Its threads sleep between calls, so that they do not take cores from the runtime's own.
+
+    ``spec["spinning"]`` lets them spin instead: for a plan that is one session and nothing else.
+    """
 
     def __init__(self, name: str, spec: dict[str, Any], model: bytes, threads: int) -> None:
         self._name = name
-        self._session = _session(name, model, threads)
+        self._session = _session(name, model, threads, bool(spec.get("spinning")))
         self._binding = self._session.io_binding()
         self._values = [
             *((self._binding.bind_input, *_typed(value)) for value in spec["inputs"]),
@@ -36,7 +39,7 @@ def _typed(value: Any) -> tuple[str, Any, tuple[int, ...]]:
     return str(name), numpy_dtype(dtype).type, tuple(int(x) for x in shape)
 
 
-def _session(name: str, model: bytes, threads: int) -> Any:
+def _session(name: str, model: bytes, threads: int, spinning: bool) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -45,7 +48,7 @@ def _session(name: str, model: bytes, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     try:
         return onnxruntime.InferenceSession(bytes(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class
