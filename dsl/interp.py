@@ -165,7 +165,7 @@ def _cast(dtype: str, value: Any) -> Any:
         return _FLOATS[dtype](value)
     if dtype == "bool":
         return bool(value)
-    return _narrow(dtype)(math.trunc(value))
+    return _narrow(dtype)(int(value))
 
 
 def _wide(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

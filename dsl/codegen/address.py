@@ -29,7 +29,7 @@ from wpk.dsl.codegen.cstyle import (
     identifier,
     within,
 )
-from wpk.dsl.ir import Binary, Buffer, Cast, Expr, Load, Prefetch, Select, Store, Unary, Var
+from wpk.dsl.ir import Binary, Buffer, Cast, Const, Expr, Load, Prefetch, Select, Store, Unary, Var
 
 #: a term of an address: a C identifier, or the number of an interned atom
 Ref = str | int
@@ -231,6 +231,7 @@ class Function(ABC):
         form = Linear(0, {})
         for index, stride in zip(indices, b.strides, strict=True):
             form = form.plus(linear(index, self.wide), stride)
+        form = self._rejoin(form)
         const, lane_stride = form.const, 0
         exact: list[tuple[str, int]] = []
         terms: list[tuple[Ref, int]] = []
@@ -249,6 +250,16 @@ class Function(ABC):
             else:
                 slow.append((atom, k))
         return const, tuple(exact), tuple(terms), lane_stride, tuple(slow)
+
+    def _rejoin(self, form: Linear) -> Linear:
+        """``k * c * (a // c) + k * (a % c)`` is ``k * a``: a fused loop that walks memory in order needs no division."""
+        for atom, k in list(form.terms.items()):
+            if isinstance(atom, Binary) and atom.op == "%" and isinstance(atom.b, Const):
+                whole = Binary("//", atom.a, atom.b)
+                if form.terms.get(whole) == k * int(atom.b.value):
+                    rest = Linear(form.const, {a: c for a, c in form.terms.items() if a not in (atom, whole)})
+                    return self._rejoin(rest.plus(linear(atom.a, self.wide), k))
+        return form
 
     def _fold(self, const: int, terms: Terms, stride: int | None, slow: tuple[tuple[Expr, int], ...]) -> Address:
         """Atoms with unrolled variables in them, now that those are constants."""
@@ -317,6 +328,8 @@ class Function(ABC):
     def terms_text(self, const: int, terms: Terms) -> str:
         """A sum as C text, positive terms first."""
         parts: list[str] = []
+        if const > 0 and all(k < 0 for _, k in terms):
+            parts, const = [str(const)], 0
         for ref, k in sorted(terms, key=lambda t: t[1] < 0):
             name = ref if isinstance(ref, str) else self.atom_text(ref)
             term = name if abs(k) == 1 else f"{name} * {abs(k)}"

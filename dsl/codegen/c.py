@@ -70,7 +70,6 @@ def _assemble(kernel: Kernel, symbol: str, unit: Unit, phases: _Phases) -> str:
     main = [
         f"int {symbol}(void *state, void *const *args, void *workspace, const wpk_rt *rt) {{",
         "  wpk_ctx ctx = {args, workspace};",
-        "  (void)state, (void)rt;",
         *phases.calls,
         "  return 0;",
         "}",
@@ -139,12 +138,13 @@ class _Phases:
             f.body(stmts)
         head = f"static __attribute__((noinline)) void phase_{number}({', '.join([*params, *parallel]) or 'void'})"
         block = f.blocks[0]
+        call = f"phase_{number}({', '.join([*actual, *(['begin', 'end'] if loop else [])])});"
+        mine = f"ctx->workspace + {self.plan.shared_bytes} + (int64_t)thread * {self.plan.thread_bytes}"
         adapter = [
             f"static void body_{number}(void *context, int64_t begin, int64_t end, int thread) {{",
             "  const wpk_ctx *ctx = context;",
-            f"  char *mine = ctx->workspace + {self.plan.shared_bytes} + (int64_t)thread * {self.plan.thread_bytes};",
-            "  (void)mine, (void)begin, (void)end;",
-            f"  phase_{number}({', '.join([*actual, *(['begin', 'end'] if loop else [])])});",
+            *([f"  char *mine = {mine};"] if "mine + " in call else []),
+            f"  {call}",
             "}",
             "",
         ]

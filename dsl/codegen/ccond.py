@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import gcd
 
 from wpk.dsl.affine import Linear, interval, is_integer, linear
 from wpk.dsl.codegen.address import Function, Unit, free_vars
@@ -185,6 +186,8 @@ class Conditions(Function, ABC):
 
     def _two_sided(self, form: Linear, op: str) -> Val:
         """``form >= 0`` (or ``== 0``) with negative terms on the left, positive ones and the constant on the right."""
+        divisor = 1 if op == "==" else gcd(*form.terms.values())
+        form = Linear(form.const // divisor, {a: k // divisor for a, k in form.terms.items()})
         left = Linear(0, {a: -k for a, k in form.terms.items() if k < 0})
         right = Linear(form.const + (op == "<"), {a: k for a, k in form.terms.items() if k > 0})
         prec = EQUAL if op == "==" else LESS

@@ -134,25 +134,30 @@ def _store_masked(s: Shape) -> tuple[str, tuple[str, ...]]:
 # -- across lanes -------------------------------------------------------------------------------------------------
 
 
-def _across(name: str, combine: str, needs: tuple[str, ...] = ()) -> Helper:
-    """All lanes into one value, in a tree: the upper half onto the lower, until one is left."""
+def _sum(s: Shape) -> tuple[str, tuple[str, ...]]:
+    """The upper half onto the lower, until one lane is left."""
+    lines = [f"{s.scalar} sum_{s.suffix}({s.type} v) {{"]
+    lanes, source = s.lanes, "v"
+    while lanes > 2:
+        half = lanes // 2
+        low, high = (", ".join(map(str, range(k, k + half))) for k in (0, half))
+        halves = f"__builtin_shufflevector({source}, {source}, {low}) + __builtin_shufflevector({source}, {source}, {high})"
+        lines.append(f"  {vector_type(s.dtype, half)} s{half} = {halves};")
+        lanes, source = half, f"s{half}"
+    return "\n".join([*lines, f"  return {source}[0] + {source}[1];", "}"]), ()
+
+
+def _across(name: str, combine: str) -> Helper:
+    """All lanes into one value: each step combines lanes half as far apart, at full width."""
 
     def make(s: Shape) -> tuple[str, tuple[str, ...]]:
         lines = [f"{s.scalar} {name}_{s.suffix}({s.type} v) {{"]
-        lanes, source = s.lanes, "v"
-        while lanes > 1:
-            half = lanes // 2
-            terms = (combine.format(f"{source}[{i}]", f"{source}[{i + half}]", t=s.scalar) for i in range(half))
-            if half == 1:
-                lines.append(f"  return {next(terms)};")
-            elif half >= 4 and combine == "{0} + {1}":
-                ids = [", ".join(map(str, range(k, k + half))) for k in (0, half)]
-                parts = " + ".join(f"__builtin_shufflevector({source}, {source}, {i})" for i in ids)
-                lines.append(f"  {vector_type(s.dtype, half)} s{half} = {parts};")
-            else:
-                lines.append(f"  {s.scalar} s{half}[{half}] = {{{', '.join(terms)}}};")
-            lanes, source = half, f"s{half}"
-        return "\n".join([*lines, "}"]), needs
+        half = s.lanes // 2
+        while half:
+            turned = ", ".join(str((i + half) % s.lanes) for i in range(s.lanes))
+            lines.append(f"  v = {combine}_{s.suffix}(v, __builtin_shufflevector(v, v, {turned}));")
+            half //= 2
+        return "\n".join([*lines, "  return v[0];", "}"]), (combine,)
 
     return make
 
@@ -195,7 +200,6 @@ LANE_HELPERS: dict[str, Helper] = {
     "lt": _compare("lt"), "le": _compare("le"), "eq": _compare("eq"), "blend": _blend,
     "max": _extreme("max", ">"), "min": _extreme("min", "<"),
     "first": _first, "mask": _bit_mask, "loadm": _load_masked, "storem": _store_masked,
-    "sum": _across("sum", "{0} + {1}"),
-    "most": _across("most", "({0} > {1} ? {0} : {1})"), "least": _across("least", "({0} < {1} ? {0} : {1})"),
+    "sum": _sum, "most": _across("most", "max"), "least": _across("least", "min"),
     "floordiv": _floordiv, "floormod": _floormod, "widen": _widen, "shorten": _shorten,
 }  # fmt: skip

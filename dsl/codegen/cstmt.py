@@ -299,7 +299,8 @@ class Statements(Expressions):
             with nullcontext() if self.mask is None else self.block(f"if ({self._any()})"):
                 self._assign_scalar(b, target, "", value)
             return
-        if self.mask is not None:
+        zeros = s.op == "+" and value.text.startswith("loadm_") and value.text.endswith(f", {self.mask})")
+        if self.mask is not None and not zeros:
             inactive = constant(0.0, b.dtype) if s.op == "+" else Val(target, ATOM, 0, b.dtype)
             blend = self.unit.need("blend", b.dtype, self.lanes)
             text = f"{blend}({self.mask}, {self.splat(value)}, {self.splat(inactive)})"

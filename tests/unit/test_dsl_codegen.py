@@ -16,7 +16,9 @@ def assert_outputs(example: Example, found: dict[str, np.ndarray]) -> None:
     expected = example.meaning(found)
     for p in example.kernel.params:
         if p.access == "out":
-            np.testing.assert_allclose(found[p.name], expected[p.name], rtol=example.tolerance, atol=example.tolerance)
+            np.testing.assert_allclose(
+                found[p.name], expected[p.name], rtol=example.tolerance, atol=example.tolerance
+            )
 
 
 @pytest.mark.parametrize("example", examples(4), ids=str)

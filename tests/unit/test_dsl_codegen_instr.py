@@ -34,7 +34,9 @@ def dot_kernel(instr: Instr) -> Kernel:
     acc, a, w = instr.operands
     n, at = acc.shape[0], (Const(0),)
     invoke = Invoke(instr.name, (("acc", at), ("a", (v("k"), *at)), ("w", (v("k"), *at, *at))))
-    return _wrapped(instr, invoke, n, (inp("a", STEPS, *a.shape, dtype=a.dtype), inp("w", STEPS, *w.shape, dtype=w.dtype)))
+    return _wrapped(
+        instr, invoke, n, (inp("a", STEPS, *a.shape, dtype=a.dtype), inp("w", STEPS, *w.shape, dtype=w.dtype))
+    )
 
 
 def fma_kernel(instr: Instr) -> Kernel:
@@ -58,7 +60,9 @@ def feeds(kernel: Kernel) -> Arrays:
     found: Arrays = {}
     for p in kernel.params:
         if p.dtype == "bfloat16":
-            found[p.name] = (rng.normal(size=p.shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+            found[p.name] = (rng.normal(size=p.shape).astype(np.float32).view(np.uint32) >> 16).astype(
+                np.uint16
+            )
         elif p.dtype == "float32":
             found[p.name] = rng.normal(size=p.shape).astype(np.float32)
         else:
@@ -87,7 +91,9 @@ def test_a_window_of_other_strides_falls_back_to_the_meaning() -> None:
     wide = avx2.VNNI
     n, at = 8, (Const(0),)
     invoke = Invoke(wide.name, (("acc", at), ("a", (v("k"), *at)), ("w", (v("k"), *at, *at))))
-    kernel = _wrapped(wide, invoke, n, (inp("a", STEPS, 4, dtype="uint8"), inp("w", STEPS, n, 5, dtype="int8")))
+    kernel = _wrapped(
+        wide, invoke, n, (inp("a", STEPS, 4, dtype="uint8"), inp("w", STEPS, n, 5, dtype="int8"))
+    )
     verify(kernel)
     assert "__asm__" not in emit(kernel, "avx2").text
 

@@ -12,7 +12,26 @@ from run_c import WIDTHS, run_c, runnable
 from wpk.dsl.ir import Binary, Const, Expr, Kernel, Load, Unary
 
 FINITE = np.float32(3e38)
-SPECIAL = np.array([0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-40, 88.0, 89.0, -87.5, -103.0, -110.0, 1e30, -1e30, 0.625, 4.5])
+SPECIAL = np.array(
+    [
+        0.0,
+        1.0,
+        -1.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        1e-40,
+        88.0,
+        89.0,
+        -87.5,
+        -103.0,
+        -110.0,
+        1e30,
+        -1e30,
+        0.625,
+        4.5,
+    ]
+)
 
 
 def grid(low: float, high: float, n: int) -> np.ndarray:
@@ -105,7 +124,9 @@ def test_double_precision(isa: str) -> None:
     if not runnable(isa):
         pytest.skip(f"this machine does not run {isa}")
     at = v("k") * 4 + v("lane")
-    value = Unary("sigmoid", ld("x", at)) + Unary("sqrt", Unary("abs", ld("x", at))) * Unary("exp", ld("x", at))
+    value = Unary("sigmoid", ld("x", at)) + Unary("sqrt", Unary("abs", ld("x", at))) * Unary(
+        "exp", ld("x", at)
+    )
     body = loop("k", 4, lanes("lane", 4, st("y", (at,), value)))
     kernel = Kernel("double", (inp("x", 16, dtype="float64"), out("y", 16, dtype="float64")), (body,))
     x = np.linspace(-3, 3, 16)

@@ -107,7 +107,8 @@ def conv1x1(pixels: int, tile: int, channels: int, vectors: int, width: int, dep
     zero = tiled(st("acc", at, F0))
     step = tiled(st("acc", at, ld("x", p, c) * ld("w", c, column), "+"))
     done = tiled(st("y", (p, column), fmax(ld("acc", *at) + ld("b", column), F0)))
-    work = (zero, loop("co", channels // depth, Prefetch("w", (v("co") * depth + depth, Const(0))), unroll("ci", depth, step)), done)
+    ahead = Prefetch("w", (v("co") * depth + depth, Const(0)))
+    work = (zero, loop("co", channels // depth, ahead, unroll("ci", depth, step)), done)
     body = loop("p", pixels // tile, Alloc(acc, work), kind="parallel", grain=2)
     n = vectors * width
     params = (inp("x", pixels, channels), inp("w", channels, n), inp("b", n), out("y", pixels, n))
@@ -275,14 +276,14 @@ def private_registers(n: int, width: int) -> Example:
     """Registers that belong to a lane; nested Selects on values; a Select on the lane's position; casts of conditions."""
     at, k = v("o") * width + v("lane"), v("k")
     x = ld("t")
-    value = Select(x < F0, x * 0.5, Select(F1 < x, F1, x))
+    value = Select(x < F0, x * 0.5, Select(x > F1, F1, x))
     edge = Select(Const(2) < Binary("%", at, Const(5)), value, Unary("neg", value))
     body = lanes(
         "lane", width,
         Alloc(buf("t"), (
             st("t", (), F0),
             loop("k", 3, st("t", (), ld("x", k, at), "+")),
-            st("y", (at,), edge + Cast("float32", F0 < x)),
+            st("y", (at,), edge + Cast("float32", x > F0)),
         )),
     )  # fmt: skip
     whole = loop("o", n // width, body)
