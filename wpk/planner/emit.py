@@ -57,7 +57,8 @@ def emit(
         layout.arena_bytes, catalogue.target.to_json(), catalogue.target.fingerprint,
         tuple(_choice(t) for t in tasks), meta,
     )  # fmt: skip
-    return Parts(plan, work.binaries, work.weights, work.models)
+    texts = {source.symbol: source.text for source in sources}
+    return Parts(plan, work.binaries, work.weights, work.models, texts)
 
 
 @dataclass

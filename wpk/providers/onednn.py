@@ -24,8 +24,8 @@ from wpk.providers.protocol import Code, Support
 from wpk.search.knobs import Choice
 from wpk.search.space import Space
 
-#: Implementations for older instruction sets, never the best where one of the others exists.
-_OLD = (":sse41", ":avx")
+#: Older instruction sets, in falling age. Implementations for them are tried only where there are none for a later one.
+_OLD = ((":sse41", ":avx"), (":avx2", ":avx2_vnni", ":avx2_vnni_2"))
 
 #: Reference implementations are slow loops, but for these they are little worse than anything else.
 _MOVING = (Primitive.CONCAT, Primitive.REORDER, Primitive.SOFTMAX)
@@ -121,7 +121,9 @@ def _offers(path: Path, workload: Workload, threads: int) -> tuple[Call, ...]:
         found.extend(replace(call, implementation=name) for name in kept)
     if not found and refusal is not None:
         raise refusal
-    return tuple(c for c in found if not c.implementation.endswith(_OLD)) or tuple(found)
+    for old in _OLD:
+        found = [c for c in found if not c.implementation.endswith(old)] or found
+    return tuple(found)
 
 
 def _same_type(workload: Workload, call: Call) -> bool:

@@ -1,0 +1,194 @@
+"""Never slower than the best single library: whole plans are checked, timed in turns, and ours is taken only if it wins.
+
+The measurements are ordinary data: kept in the tuning log under :func:`model_workload`, they give the same decision in a
+replay, which measures nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from math import ceil, floor, sqrt
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from wpk.core.errors import ModelError, WpkError
+from wpk.core.result import Measurement
+from wpk.core.target import Target
+from wpk.core.workload import Workload
+from wpk.graph.graph import Graph
+from wpk.measure.check import relative_error
+from wpk.planner.candidates import ResultTable
+from wpk.planner.emit import Tools
+from wpk.planner.plan import plan_model, session_plan
+from wpk.providers.protocol import Provider
+from wpk.runtime.parts import Parts
+from wpk.runtime.runner import Runner
+
+#: The plan of all providers together; every other plan is of a single library.
+OURS = "tuned"
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """At least ``rounds`` rounds of one run of each plan, more until ``seconds`` are over, at most ``most``."""
+
+    rounds: int = 11
+    most: int = 101
+    seconds: float = 3.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The plan to take, why, and the median seconds or the failure of each."""
+
+    winner: str
+    reason: str
+    times: tuple[tuple[str, float | str], ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON data, for the plan's ``meta``."""
+        return {"winner": self.winner, "reason": self.reason, "times": [list(t) for t in self.times]}
+
+
+def candidate_plans(
+    graph: Graph,
+    model: bytes,
+    results: ResultTable | None,
+    target: Target,
+    providers: Sequence[Provider],
+    tools: Tools,
+) -> dict[str, Parts]:
+    """Ours, and a plan of each library among ``providers`` that can compute the whole model by itself.
+
+    ``model`` is the model as ONNX Runtime is to run it. Plans equal to an earlier one are left out. Raises ModelError when
+    the providers together cannot compute the model.
+    """
+    plans = {OURS: plan_model(graph, results, target, providers, tools)}
+    by_name = {p.name: p for p in providers}
+    if "onnxruntime" in by_name:
+        plans["onnxruntime"] = session_plan(graph, model, target, tools)
+    if "onednn" in by_name and len(by_name) > 1:
+        with suppress(ModelError):  # it cannot compute all of the model: no plan of this library alone
+            plans["onednn"] = plan_model(graph, results, target, [by_name["onednn"]], tools)
+    return {
+        n: p for i, (n, p) in enumerate(plans.items()) if _hash(p) not in map(_hash, list(plans.values())[:i])
+    }
+
+
+def model_workload(graph: Graph) -> Workload:
+    """The whole model as a workload: what measurements of whole plans are kept under."""
+    text = "\n".join(
+        f"{graph.workload(n).key} {','.join(n.inputs)} {','.join(n.outputs)}" for n in graph.nodes
+    )
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    ends = (tuple(graph.types[v] for v in values) for values in (graph.inputs, graph.outputs))
+    return Workload("model", *ends, attrs=(("digest", digest), ("name", graph.name)))
+
+
+def measure_plans(
+    plans: Mapping[str, Parts],
+    feeds: Mapping[str, np.ndarray],
+    expected: Sequence[np.ndarray],
+    max_error: float,
+    options: TimingOptions | None = None,
+) -> dict[str, Measurement]:
+    """Each plan's error against ``expected`` (all outputs in order) and its times, sample i of each from the same round.
+
+    A plan that fails or whose relative L2 error exceeds ``max_error`` is a failure, not an exception.
+    """
+    failed: dict[str, Measurement] = {}
+    runners: dict[str, Runner] = {}
+    errors: dict[str, float] = {}
+    with ExitStack() as stack:
+        for name, parts in plans.items():
+            try:
+                runner = stack.enter_context(Runner(parts))
+                errors[name] = _error(runner.run(None, feeds), expected)
+            except WpkError as error:
+                failed[name] = Measurement(failure="launch", detail=str(error))
+                continue
+            if not errors[name] <= max_error:
+                detail = f"relative error {errors[name]:.2e}, allowed {max_error:.1e}"
+                failed[name] = Measurement(
+                    failure="wrong", detail=detail, error=errors[name], tolerance=max_error
+                )
+                continue
+            runners[name] = runner
+        samples = _interleaved(runners, feeds, options or TimingOptions())
+    right = {n: Measurement(tuple(s), error=errors[n], tolerance=max_error) for n, s in samples.items()}
+    return {n: right[n] if n in right else failed[n] for n in plans}
+
+
+def decide(measured: Mapping[str, Measurement]) -> Verdict:
+    """Ours if it beats the fastest single-library plan beyond noise, or if there is none; else that plan.
+
+    Raises ModelError when no plan ran and was right. A pure function of the measurements.
+    """
+    times = tuple(
+        (n, m.time if m.ok else (m.detail or m.failure or "not measured")) for n, m in measured.items()
+    )
+    right = {n: m for n, m in measured.items() if m.ok}
+    libraries = {n: m for n, m in right.items() if n != OURS}
+    if not right:
+        raise ModelError("no plan of the model is right: " + "; ".join(f"{n}: {t}" for n, t in times))
+    if not libraries:
+        return Verdict(OURS, "no single library computes the model", times)
+    rival = min(libraries, key=lambda n: (libraries[n].time, n))
+    if OURS not in right:
+        return Verdict(rival, f"the tuned plan failed: {dict(times).get(OURS, 'it is the same')}", times)
+    low, high = ratio_interval(right[OURS].samples, right[rival].samples)
+    said = f"tuned takes {median_ratio(right[OURS].samples, right[rival].samples):.3f} of {rival}'s time"
+    span = f"interval {low:.3f}–{high:.3f}"
+    if high < 1.0:
+        return Verdict(OURS, f"{said} ({span})", times)
+    return Verdict(rival, f"{said} ({span}): no win beyond noise", times)
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over rounds of our time by theirs."""
+    return median(a / b for a, b in zip(ours, theirs, strict=False))
+
+
+def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """A 95% interval of the median ratio, by order statistics: it assumes nothing about the noise."""
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=False))
+    half = 1.96 * sqrt(len(ratios)) / 2
+    low, high = floor((len(ratios) - 1) / 2 - half), ceil((len(ratios) - 1) / 2 + half)
+    return ratios[max(low, 0)], ratios[min(high, len(ratios) - 1)]
+
+
+def _interleaved(
+    runners: Mapping[str, Runner], feeds: Mapping[str, np.ndarray], options: TimingOptions
+) -> dict[str, list[float]]:
+    samples: dict[str, list[float]] = {n: [] for n in runners}
+    start = perf_counter()
+    while runners:
+        # Runs alternate in both directions, so that no plan always follows the same other one.
+        order = list(runners) if len(next(iter(samples.values()))) % 2 else list(runners)[::-1]
+        for name in order:
+            samples[name].append(_timed(runners[name], feeds))
+        count = len(samples[order[0]])
+        if count >= options.most or (count >= options.rounds and perf_counter() - start >= options.seconds):
+            break
+    return samples
+
+
+def _timed(runner: Runner, feeds: Mapping[str, np.ndarray]) -> float:
+    """The second of two runs: the first wakes threads and brings the plan's data back into the cache."""
+    runner.run(None, feeds)
+    start = perf_counter()
+    runner.run(None, feeds)
+    return perf_counter() - start
+
+
+def _error(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    return max((relative_error(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+
+
+def _hash(parts: Parts) -> str:
+    return parts.plan.hash
