@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import prod, sqrt
 
 import numpy as np
 import onnxruntime
@@ -70,9 +70,9 @@ def _scale(workload: Workload, index: int) -> float:
         return 1.0
     shape = workload.inputs[1].shape
     if workload.op == "conv":
-        return float(prod(shape[1:])) ** -0.5
+        return 1.0 / sqrt(prod(shape[1:]))
     inner = shape[-1] if workload.op == "gemm" and workload.attr("trans_b") else shape[-2]
-    return float(inner) ** -0.5
+    return 1.0 / sqrt(inner)
 
 
 def _random(rng: np.random.Generator, t: TensorType, scale: float) -> np.ndarray:
