@@ -103,14 +103,22 @@ def _bit_mask(s: Shape) -> tuple[str, tuple[str, ...]]:
     return f"{head} {{ unsigned m = 0; {loop} return m; }}", ()
 
 
+def _by_compiler(s: Shape, call: str, pointee: str) -> str:
+    """A call whose pointer ``p`` clang wants as a vector's below 512 bits, and gcc as a float's."""
+    gcc = "  " + call.format(bits=s.native, type=s.type, p="p")
+    if s.native == 512:
+        return gcc
+    clang = "  " + call.format(bits=s.native, type=s.type, p=f"({pointee} *)p")
+    return f"#ifdef __clang__\n{clang}\n#else\n{gcc}\n#endif"
+
+
 def _load_masked(s: Shape) -> tuple[str, tuple[str, ...]]:
     """The active lanes from memory, zero elsewhere; memory of inactive lanes is not touched."""
     head = f"{s.type} loadm_{s.suffix}(const {s.scalar} *p, {s.mask} m)"
     if s.native and s.dtype == "float32":
         if s.has_k:
-            gcc = f"return __builtin_ia32_loadups{s.native}_mask(p, ({s.type}){{}}, m);"
-            clang = f"return __builtin_ia32_loadups{s.native}_mask((const {s.type} *)p, ({s.type}){{}}, m);"
-            return f"{head} {{\n#ifdef __clang__\n  {clang}\n#else\n  {gcc}\n#endif\n}}", ()
+            call = "return __builtin_ia32_loadups{bits}_mask({p}, ({type}){{}}, m);"
+            return f"{head} {{\n{_by_compiler(s, call, f'const {s.type}')}\n}}", ()
         size = "256" if s.native == 256 else ""
         return f"{head} {{ return __builtin_ia32_maskloadps{size}((const {s.type} *)p, m); }}", ()
     loop = f"for (int i = 0; i < {s.lanes}; ++i) if ({s.bit('m', 'i')}) r[i] = p[i];"
@@ -122,9 +130,8 @@ def _store_masked(s: Shape) -> tuple[str, tuple[str, ...]]:
     head = f"void storem_{s.suffix}({s.scalar} *p, {s.mask} m, {s.type} v)"
     if s.native and s.dtype == "float32":
         if s.has_k:
-            gcc = f"__builtin_ia32_storeups{s.native}_mask(p, v, m);"
-            clang = f"__builtin_ia32_storeups{s.native}_mask(({s.type} *)p, v, m);"
-            return f"{head} {{\n#ifdef __clang__\n  {clang}\n#else\n  {gcc}\n#endif\n}}", ()
+            call = "__builtin_ia32_storeups{bits}_mask({p}, v, m);"
+            return f"{head} {{\n{_by_compiler(s, call, s.type)}\n}}", ()
         size = "256" if s.native == 256 else ""
         return f"{head} {{ __builtin_ia32_maskstoreps{size}(({s.type} *)p, m, v); }}", ()
     loop = f"for (int i = 0; i < {s.lanes}; ++i) if ({s.bit('m', 'i')}) p[i] = v[i];"

@@ -44,11 +44,10 @@ def _sqrt(s: Shape) -> tuple[str, tuple[str, ...]]:
     if not s.lanes:
         call = "__builtin_sqrtf" if s.dtype == "float32" else "__builtin_sqrt"
         return _unary_text("sqrt", s, f"  return {call}(x);"), ()
-    if s.native == 512 and s.dtype == "float32":
-        gcc = "  return __builtin_ia32_sqrtps512_mask(x, x, -1, 4);"
-        return _unary_text("sqrt", s, f"#ifdef __clang__\n  return __builtin_ia32_sqrtps512(x, 4);\n#else\n{gcc}\n#endif"), ()
     if s.native and s.dtype == "float32":
-        return _unary_text("sqrt", s, f"  return __builtin_ia32_sqrtps{'' if s.native == 128 else 256}(x);"), ()
+        name = {128: "sqrtps(x)", 256: "sqrtps256(x)", 512: "sqrtps512_mask(x, x, -1, 4)"}[s.native]
+        gcc, clang = f"  return __builtin_ia32_{name};", "  return __builtin_elementwise_sqrt(x);"
+        return _unary_text("sqrt", s, f"#ifdef __clang__\n{clang}\n#else\n{gcc}\n#endif"), ()
     call = "__builtin_sqrtf" if s.dtype == "float32" else "__builtin_sqrt"
     return _unary_text("sqrt", s, f"  for (int i = 0; i < {s.lanes}; ++i) x[i] = {call}(x[i]);\n  return x;"), ()
 

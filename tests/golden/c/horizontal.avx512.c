@@ -14,11 +14,7 @@ typedef float f32x16 __attribute__((vector_size(64)));
 static inline __attribute__((always_inline, unused)) uint16_t first_f32x16(int64_t n) { return (uint16_t)((1u << (n < 0 ? 0 : n > 16 ? 16 : n)) - 1); }
 
 static inline __attribute__((always_inline, unused)) f32x16 loadm_f32x16(const float *p, uint16_t m) {
-#ifdef __clang__
-  return __builtin_ia32_loadups512_mask((const f32x16 *)p, (f32x16){}, m);
-#else
   return __builtin_ia32_loadups512_mask(p, (f32x16){}, m);
-#endif
 }
 
 static inline __attribute__((always_inline, unused)) float sum_f32x16(f32x16 v) {
