@@ -10,7 +10,8 @@ from measure_fakes import Fakes, add_relu, config, oracle
 
 from wpk.core.result import Measurement
 from wpk.core.target import host_target
-from wpk.measure.measurer import MeasureOptions, Measurer, random_inputs
+from wpk.measure.inputs import random_inputs
+from wpk.measure.measurer import MeasureOptions, Measurer
 from wpk.measure.timer import Timing
 from wpk.measure.toolchain import find_compiler
 
@@ -90,14 +91,17 @@ def test_workloads_may_change_and_sizes_differ(measurer: Measurer) -> None:
 
 
 def test_files_do_not_pile_up(measurer: Measurer) -> None:
+    measurer.measure(add_relu(), Fakes(), [config()])
+    before = sorted(measurer._folder.path.iterdir())
     measurer.measure(add_relu(), Fakes(), [config(), config("null"), config("invalid")])
-    assert len(list(measurer._folder.iterdir())) == 2, "the input and the expected output"
+    next(measurer.measure_each(add_relu(), Fakes(), [config(work=w) for w in range(3)]))
+    assert sorted(measurer._folder.path.iterdir()) == before
 
 
 def test_warm_constants(tmp_path: Path) -> None:
     with Measurer(host_target(1), tmp_path, find_compiler(), oracle, replace(OPTIONS, cold=False)) as measurer:
         assert one(measurer, "good").cache_state == "warm"
-        folder = measurer._folder
+        folder = measurer._folder.path
     assert not folder.exists()
 
 

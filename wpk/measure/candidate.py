@@ -127,9 +127,10 @@ class Candidate:
         return adapter.call
 
     def _addresses(self, copy: int) -> list[int]:
-        constants = iter(self._constants)
-        inputs = [next(constants).address(copy) if r is None else r.address() for r in self._operands.inputs]
-        return [*inputs, *(r.address() for r in self._operands.outputs)]
+        """Inputs, then outputs; a session that holds its constants takes only the rest."""
+        constants = iter([r.address(copy) for r in self._constants])
+        inputs = [next(constants, None) if r is None else r.address() for r in self._operands.inputs]
+        return [*(a for a in inputs if a is not None), *(r.address() for r in self._operands.outputs)]
 
     def _call(self, addresses: list[int]) -> None:
         if isinstance(self._code, Session):

@@ -1,6 +1,6 @@
-"""Guarded memory for candidates: a page that must not be touched before and after, canaries in the slack between.
+"""Guarded memory for candidates: pages that must not be touched before and after, canaries in the slack between.
 
-The end of the data lies within 64 bytes of the page behind it, so a write past the end faults at once or hits a canary.
+The end of the data lies within 64 bytes of the pages behind it, so a write past the end faults at once or hits a canary.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import mmap
 import numpy as np
 
 PAGE = mmap.PAGESIZE
+#: Bytes before and after that fault when touched.
+GUARD = 16 * PAGE
 ALIGN = 64
 _CANARY = 0xA5
 _NONE, _READ, _READ_WRITE = 0, 1, 3
@@ -31,15 +33,15 @@ class Region:
         self.nbytes, self.copies, self.stride = nbytes, copies, rounded(nbytes)
         self._inner = -(-max(self.stride * copies, 1) // PAGE) * PAGE
         try:
-            self._map = mmap.mmap(-1, self._inner + 2 * PAGE)
+            self._map = mmap.mmap(-1, self._inner + 2 * GUARD)
         except (OSError, ValueError, OverflowError) as error:
             raise MemoryError(f"cannot map {self._inner} bytes") from error
         self._bytes: np.ndarray = np.frombuffer(self._map, np.uint8)
         self._base = int(self._bytes.ctypes.data)
-        self._start = PAGE + self._inner - self.stride * copies
+        self._start = GUARD + self._inner - self.stride * copies
         self._fill_slack()
-        self._protect(0, PAGE, _NONE)
-        self._protect(PAGE + self._inner, PAGE, _NONE)
+        self._protect(0, GUARD, _NONE)
+        self._protect(GUARD + self._inner, GUARD, _NONE)
 
     def address(self, copy: int = 0) -> int:
         """Where block ``copy`` starts."""
@@ -67,7 +69,7 @@ class Region:
 
     def readonly(self, on: bool = True) -> None:
         """Make writes fault, or allow them again."""
-        self._protect(PAGE, self._inner, _READ if on else _READ_WRITE)
+        self._protect(GUARD, self._inner, _READ if on else _READ_WRITE)
 
     def intact(self) -> bool:
         """True when nothing was written between the data and the guard pages."""
@@ -80,7 +82,7 @@ class Region:
             self._map.close()
 
     def _slack(self) -> list[np.ndarray]:
-        ends = [self._bytes[PAGE : self._start]]
+        ends = [self._bytes[GUARD : self._start]]
         for copy in range(self.copies):
             start = self._start + copy * self.stride
             ends.append(self._bytes[start + self.nbytes : start + self.stride])

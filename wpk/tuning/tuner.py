@@ -1,0 +1,339 @@
+"""Tuning: tasks × providers → measurements in the log, within a wall-clock budget, best tasks first.
+
+First every task gets its library baselines and the defaults of each generated provider; then batches go to whichever arm
+(task, provider) promises most (:mod:`wpk.tuning.scheduler`); last, rivals within the tie margin are re-timed in turns. What
+the log holds is not measured again. Stopping at any moment, Ctrl-C too, leaves the best so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from math import inf, isfinite, log2, prod
+from time import monotonic
+from typing import Protocol
+
+from wpk.core.errors import UsageError
+from wpk.core.result import Config, Measurement, config_key
+from wpk.core.target import Target
+from wpk.core.workload import Workload
+from wpk.measure.check import reduction_length
+from wpk.providers.protocol import Provider
+from wpk.search.space import Space
+from wpk.search.strategy import STRATEGIES, Strategy, make_strategy
+from wpk.tuning.events import Began, Ended, Event, Measured, Observer, Phase
+from wpk.tuning.log import TuningLog
+from wpk.tuning.record import Record, Versions, is_library, stale_reason
+from wpk.tuning.results import ResultTable
+from wpk.tuning.scheduler import Progress, promise
+from wpk.tuning.tasks import Task
+
+
+class Measures(Protocol):
+    """What the tuner needs of :class:`wpk.measure.measurer.Measurer`."""
+
+    target: Target
+
+    def measure_each(
+        self, workload: Workload, provider: Provider, configs: Sequence[Config], limit: float | None = None
+    ) -> Iterator[Measurement]:
+        """Measurements of configs, in order."""
+        ...
+
+    def measure_again(
+        self, workload: Workload, candidates: Sequence[tuple[Provider, Config]], rounds: int = 5
+    ) -> list[Measurement]:
+        """Measurements of rivals, timed in turns."""
+        ...
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """``budget``: seconds of wall clock, None for as long as it takes. ``trials``: most candidates of a task.
+
+    ``batch``: candidates of one arm at a time. ``library_configs``: most configs of a library tried. ``finalists``: most rivals
+    re-timed in turns, those within ``tie`` of the best; ``reserve``: share of the budget kept for that.
+    ``batch_seconds``: about how long a batch may take.
+    """
+
+    budget: float | None = None
+    trials: int = 200
+    strategy: str = "genetic"
+    seed: int = 0
+    batch: int = 8
+    batch_seconds: float = 2.0
+    library_configs: int = 6
+    finalists: int = 4
+    tie: float = 0.1
+    reserve: float = 0.12
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise UsageError(f"strategy {self.strategy!r}: expected one of {', '.join(STRATEGIES)}")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The results that hold, how many were measured and how many taken from the log, and why it ended (see Ended)."""
+
+    results: ResultTable
+    measured: int
+    reused: int
+    why: str
+
+
+@dataclass
+class Arm:
+    """One task and provider: a space, a strategy made when it is first needed, and what it brought."""
+
+    task: int
+    provider: Provider
+    space: Space
+    strategy: Strategy | None = None
+    progress: Progress = field(default_factory=Progress)
+    known: dict[str, Config] = field(default_factory=dict)
+    exhausted: bool = False
+
+
+def tune(
+    tasks: Sequence[Task],
+    providers: Sequence[Provider],
+    measurer: Measures,
+    log: TuningLog,
+    versions: Versions,
+    options: TuneOptions | None = None,
+    observer: Observer | None = None,
+) -> Tuned:
+    """Tune ``tasks``; every result is appended to ``log`` when it is known. Raises StorageError, LogError, InternalError."""
+    return _Tuner(tasks, providers, measurer, log, versions, options or TuneOptions(), observer).run()
+
+
+class _Tuner:
+    def __init__(
+        self, tasks: Sequence[Task], providers: Sequence[Provider], measurer: Measures, log: TuningLog, versions: Versions,
+        options: TuneOptions, observer: Observer | None,
+    ) -> None:  # fmt: skip
+        self._tasks, self._providers, self._measurer, self._log = tasks, providers, measurer, log
+        self._versions, self._options, self._observer = versions, options, observer
+        self._start = monotonic()
+        self._table = ResultTable()
+        self._best = [inf] * len(tasks)
+        self._trials = [0] * len(tasks)
+        self._measured = self._reused = 0
+        self._rivals = _rivals(tasks)
+        self._arms: list[Arm] = []
+
+    def run(self) -> Tuned:
+        """All phases; then the seal."""
+        why = "interrupted"
+        try:
+            self._tell(Began(self._tasks, self._options.budget, self._options.trials * len(self._tasks)))
+            self._arms = [a for i, t in enumerate(self._tasks) for a in self._arms_of(i, t)]
+            self._recall()
+            why = self._phases()
+        except KeyboardInterrupt:
+            pass
+        self._log.seal(t.workload for t in self._tasks)
+        self._tell(Ended(monotonic() - self._start, why))
+        return Tuned(self._table, self._measured, self._reused, why)
+
+    def _phases(self) -> str:
+        self._tell(Phase("baselines"))
+        done = self._baselines()
+        self._tell(Phase("search"))
+        done = done and self._search()
+        self._tell(Phase("finals"))
+        done = self._finals() and done
+        return "done" if done else "budget"
+
+    # What there is
+
+    def _arms_of(self, index: int, task: Task) -> Iterator[Arm]:
+        target = self._measurer.target
+        for provider in self._providers:
+            if provider.supports(task.workload, target):
+                space = provider.space(task.workload, target)
+                if next(space.enumerate(), None) is not None:
+                    yield Arm(index, provider, space)
+
+    def _recall(self) -> None:
+        """Take in what the log holds of these tasks."""
+        arms = {(self._tasks[a.task].workload.key, a.provider.name): a for a in self._arms}
+        for task in self._tasks:
+            for record in self._log.of(task.workload):
+                arm = arms.get((record.workload.key, record.provider))
+                if arm is not None and stale_reason(record, self._measurer.target, self._versions) is None:
+                    self._take(arm, record, reused=True)
+                    arm.progress.add(1, record.measurement.time, record.measurement.build_s + record.measurement.measure_s)
+
+    # Phases: each returns True when it did all it wanted, False when time ran out
+
+    def _baselines(self) -> bool:
+        """One config of every arm, then the other first ones; the tasks with most work first."""
+        arms = sorted(self._arms, key=lambda a: -_work(self._tasks[a.task]))
+        for stop in (1, None):
+            for arm in arms:
+                if self._late(self._options.reserve):
+                    return False
+                wanted = [c for c in self._first_configs(arm)[:stop] if config_key(c) not in arm.known]
+                self._measure(arm, wanted)
+        return True
+
+    def _first_configs(self, arm: Arm) -> list[Config]:
+        if is_library(arm.provider.name):
+            found = [arm.space.default(), *islice(arm.space.enumerate(), self._options.library_configs)]
+            return list({config_key(c): c for c in found}.values())[: self._options.library_configs]
+        first = [arm.space.default(), *(c for c in arm.space.first if arm.space.valid(c))]
+        return list({config_key(c): c for c in first}.values())[: max(self._options.batch // 2, 1)]
+
+    def _search(self) -> bool:
+        while (arm := self._next_arm()) is not None:
+            if self._late(self._options.reserve):
+                return False
+            strategy = self._strategy(arm)
+            asked = strategy.ask(self._batch(arm))
+            arm.exhausted = not asked
+            strategy.tell([(c, m.time) for c, m in self._measure(arm, asked)])
+        return True
+
+    def _batch(self, arm: Arm) -> int:
+        """How many to ask for: fewer of what is slow to measure, so that the budget is kept."""
+        affordable = max(int(self._options.batch_seconds / max(arm.progress.cost, 1e-3)), 1)
+        return min(self._options.batch, affordable, self._options.trials - self._trials[arm.task])
+
+    def _next_arm(self) -> Arm | None:
+        """The most promising arm that may still be searched."""
+        open_arms = [
+            a for a in self._arms
+            if not a.exhausted and self._trials[a.task] < self._options.trials and not is_library(a.provider.name)
+        ]  # fmt: skip
+        return max(open_arms, key=self._promise, default=None)
+
+    def _promise(self, arm: Arm) -> float:
+        rival = min((self._best[i] for i in self._rivals[arm.task]), default=inf)
+        return promise(arm.progress, self._best[arm.task], rival, self._tasks[arm.task].weight)
+
+    def _finals(self) -> bool:
+        """Rivals in turns, where the choice matters most first."""
+        order = sorted(range(len(self._tasks)), key=lambda i: -self._tasks[i].weight * _finite(self._best[i]))
+        for index in order:
+            if self._late(0.0):
+                return False
+            self._final(index)
+        return True
+
+    def _final(self, index: int) -> None:
+        task, providers = self._tasks[index], {p.name: p for p in self._providers}
+        rivals = _finalists(self._table, task.workload, self._options)
+        if len(rivals) < 2 or all(r.stage == "final" for r in rivals):
+            return
+        candidates = [(providers[r.provider], r.config) for r in rivals]
+        found = self._measurer.measure_again(task.workload, candidates)
+        arms = {a.provider.name: a for a in self._arms if a.task == index}
+        for (provider, config), measurement in zip(candidates, found, strict=True):
+            if measurement.ok:  # else the earlier result stands: what failed here may be the worker, not the candidate
+                self._take(arms[provider.name], self._record(arms[provider.name], config, measurement, "final"))
+
+    # One step
+
+    def _strategy(self, arm: Arm) -> Strategy:
+        """The arm's strategy, told what is known; it starts from good configs of similar tasks."""
+        if arm.strategy is None:
+            first = self._hints(arm)
+            arm.strategy = make_strategy(self._options.strategy, arm.space, self._options.seed, first)
+            known = self._table.records(self._tasks[arm.task].workload)
+            arm.strategy.tell([(r.config, r.measurement.time) for r in known if r.provider == arm.provider.name])
+        return arm.strategy
+
+    def _hints(self, arm: Arm) -> list[Config]:
+        """The best configs of the provider on other tasks of the same op, those of the most similar size first."""
+        mine = self._tasks[arm.task].workload
+        others = [w for w in self._table.workloads() if w.op == mine.op and w != mine]
+        others.sort(key=lambda w: (_distance(w, mine), w.key))
+        ranked = (self._table.ranked(w, arm.provider.name)[:1] for w in others[:6])
+        return [config for rows in ranked for _, config, _ in rows]
+
+    def _measure(self, arm: Arm, configs: Sequence[Config]) -> list[tuple[Config, Measurement]]:
+        """Measure, log and take in, one after the other, until the budget is over."""
+        if not configs:
+            return []
+        begun, results = monotonic(), []
+        limit = self._best[arm.task] if isfinite(self._best[arm.task]) else None
+        measurements = self._measurer.measure_each(self._tasks[arm.task].workload, arm.provider, configs, limit)
+        for config, measurement in zip(configs, measurements, strict=False):
+            self._take(arm, self._record(arm, config, measurement, "search"))
+            results.append((config, measurement))
+            if self._late(0.0):
+                break
+        arm.progress.add(len(results), min(m.time for _, m in results), monotonic() - begun)
+        return results
+
+    def _record(self, arm: Arm, config: Config, measurement: Measurement, stage: str) -> Record:
+        compiler = "" if is_library(arm.provider.name) else self._versions.compiler
+        return self._log.append(
+            Record(
+                self._tasks[arm.task].workload, arm.provider.name, arm.provider.version, config,
+                self._measurer.target.fingerprint, compiler, self._versions.generator, self._options.seed, measurement, stage,
+            )
+        )  # fmt: skip
+
+    def _take(self, arm: Arm, record: Record, reused: bool = False) -> None:
+        self._table.add(record)
+        if config_key(record.config) not in arm.known:
+            arm.known[config_key(record.config)] = record.config
+            self._trials[arm.task] += 1
+        seconds = record.measurement.time
+        improved = seconds < self._best[arm.task]
+        self._best[arm.task] = min(self._best[arm.task], seconds)
+        arm.progress.best = min(arm.progress.best, seconds)
+        self._reused += reused
+        self._measured += not reused
+        self._tell(Measured(self._tasks[arm.task], record.provider, record.config, record.measurement, improved, reused))
+
+    def _late(self, reserve: float) -> bool:
+        budget = self._options.budget
+        return budget is not None and monotonic() - self._start >= budget * (1 - reserve)
+
+    def _tell(self, event: Event) -> None:
+        if self._observer is not None:
+            self._observer.on(event)
+
+
+def versions_of(providers: Sequence[Provider], compiler: str, generator: str = "") -> Versions:
+    """The versions in force."""
+    return Versions(compiler, {p.name: p.version for p in providers}, generator)
+
+
+def _finalists(table: ResultTable, workload: Workload, options: TuneOptions) -> list[Record]:
+    """The fastest records within the tie margin of the best."""
+    ok = sorted((r for r in table.records(workload) if r.measurement.ok), key=lambda r: (r.measurement.time, r.key))
+    return [r for r in ok if r.measurement.time <= ok[0].measurement.time * (1 + options.tie)][: options.finalists]
+
+
+def _rivals(tasks: Sequence[Task]) -> Mapping[int, tuple[int, ...]]:
+    """Task → the other tasks that some node could be instead."""
+    users: dict[str, set[int]] = {}
+    for i, task in enumerate(tasks):
+        for node in task.nodes:
+            users.setdefault(node, set()).add(i)
+    return {
+        i: tuple(sorted({j for node in task.nodes for j in users[node]} - {i})) for i, task in enumerate(tasks)
+    }
+
+
+def _distance(a: Workload, b: Workload) -> float:
+    """How unlike the operands of two workloads are: the difference of their extents, in doublings."""
+    pairs = zip((*a.inputs, *a.outputs), (*b.inputs, *b.outputs), strict=False)
+    shapes = [zip(p.shape, q.shape, strict=False) for p, q in pairs]
+    return sum(abs(log2((x + 1) / (y + 1))) for shape in shapes for x, y in shape) + (a.attrs != b.attrs)
+
+
+def _work(task: Task) -> float:
+    """A measure of the arithmetic in all runs of a task."""
+    terms = reduction_length(task.workload)
+    return float(task.weight * terms * sum(prod(t.shape) for t in task.workload.outputs))
+
+
+def _finite(seconds: float) -> float:
+    return seconds if isfinite(seconds) else 0.0
