@@ -14,6 +14,7 @@ _FAMILIES = {
     "fc": "FullyConnected",
     "matmul": "MatMul",
     "eltwise": "Eltwise",
+    "pool": "Pool",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from wpk.core.target import Target
+from wpk.core.workload import Workload
 from wpk.dsl.schedule import Fuse, Split, Step, Unroll, Vectorize
 
 REGISTERS = {"avx512": 32, "avx2": 16, "neon": 32, "scalar": 16}
@@ -49,3 +50,9 @@ def up_to(values: Iterable[int], limit: int) -> tuple[int, ...]:
 def nearest(values: Sequence[int], wanted: float) -> int:
     """The greatest value up to ``wanted``, else the least."""
     return max((v for v in values if v <= wanted), default=min(values))
+
+
+def ints(workload: Workload, name: str) -> tuple[int, ...]:
+    """An attribute that is a tuple of integers. Raises KeyError when the op has none of that name."""
+    value = workload.attr(name)
+    return tuple(int(v) for v in value) if isinstance(value, tuple) else (int(value),)
