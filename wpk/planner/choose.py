@@ -72,7 +72,7 @@ def _forms(graph: Graph, value: str, options: Mapping[str, Sequence[Alternative]
     made = ["ROW"] if producer is None else [a.layouts[value] for a in options[producer.name]]
     wanted = {a.layouts[value] for n in graph.consumers().get(value, ()) for a in options[n.name]}
     needed = {"ROW"} if value in graph.outputs else set()
-    found = []
+    found: list[Forms] = []
     for layout in dict.fromkeys(made):
         others = sorted((wanted | needed) - {layout})
         subsets = (s for size in range(len(others) + 1) for s in combinations(others, size))

@@ -86,8 +86,8 @@ def model_workload(graph: Graph) -> Workload:
         f"{graph.workload(n).key} {','.join(n.inputs)} {','.join(n.outputs)}" for n in graph.nodes
     )
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    ends = (tuple(graph.types[v] for v in values) for values in (graph.inputs, graph.outputs))
-    return Workload("model", *ends, attrs=(("digest", digest), ("name", graph.name)))
+    inputs, outputs = (tuple(graph.types[v] for v in values) for values in (graph.inputs, graph.outputs))
+    return Workload("model", inputs, outputs, (("digest", digest), ("name", graph.name)))
 
 
 def measure_plans(

@@ -173,7 +173,7 @@ class _Emission:
     def _weight(self, array: np.ndarray) -> int:
         data = np.ascontiguousarray(array)
         digest = hashlib.sha256(f"{data.dtype}{data.shape}".encode())
-        digest.update(data.reshape(-1).view(np.uint8))
+        digest.update(data.reshape(-1).view(np.uint8).data)
         key = digest.hexdigest()[:24]
         self.weights.setdefault(key, data)
         return self._buffer(BufferSpec("weight", data.nbytes, key))

@@ -13,7 +13,8 @@ from wpk.core.target import Target
 from wpk.core.tensor import TensorType, channel_block
 from wpk.core.workload import Workload
 from wpk.graph.graph import Graph, Node
-from wpk.ops import Layouts, layouts
+from wpk.ops import layouts
+from wpk.ops.base import Layouts
 
 Variant = Mapping[str, str]
 

@@ -15,7 +15,6 @@ from wpk.core.result import Config
 from wpk.core.target import Target
 from wpk.core.workload import Workload
 from wpk.providers.protocol import Code, Support
-from wpk.providers.reference import reference_model
 from wpk.search.space import Space
 
 #: Conversions are between layouts, which ONNX does not know; views and opaque nodes are the planner's own business.
@@ -58,15 +57,11 @@ class OnnxRuntime:
         """
         if not (support := self.supports(workload, target)):
             raise InvalidConfig(support.reason)
-        model = reference_model(workload)
-        spec: dict[str, object] = {
-            "model": base64.b64encode(model.SerializeToString(deterministic=True)).decode()
-        }
-        for side, infos, types in (
-            ("inputs", model.graph.input, workload.inputs),
-            ("outputs", model.graph.output, workload.outputs),
-        ):
-            spec[side] = [[i.name, t.dtype, list(t.shape)] for i, t in zip(infos, types, strict=True)]
+        from wpk.providers.reference import reference_model  # loads ONNX Runtime
+
+        spec: dict[str, object] = {"model": base64.b64encode(reference_model(workload)).decode()}
+        for side, types in (("in", workload.inputs), ("out", workload.outputs)):
+            spec[f"{side}puts"] = [[f"{side}{i}", t.dtype, list(t.shape)] for i, t in enumerate(types)]
         return Code("onnxruntime", spec=spec)
 
     def pack(

@@ -59,8 +59,15 @@ class Code:
 class Provider(Protocol):
     """A source of implementations. ``version`` is part of every record: when it changes, old timings are stale."""
 
-    name: str
-    version: str
+    @property
+    def name(self) -> str:
+        """What ``--providers`` and records call it."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Of the library, or of the generator."""
+        ...
 
     def supports(self, workload: Workload, target: Target) -> Support:
         """Can this provider implement ``workload`` on ``target``? Never raises."""
@@ -74,6 +81,8 @@ class Provider(Protocol):
         """The code for one config. Raises InvalidConfig when the config cannot be built."""
         ...
 
-    def pack(self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target) -> list[np.ndarray]:
+    def pack(
+        self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
+    ) -> list[np.ndarray]:
         """Constants (logical arrays, in the order of ``workload.constants``) as the code of ``config`` wants them in memory."""
         ...
