@@ -7,7 +7,7 @@ replay, which measures nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import ceil, floor, sqrt
@@ -28,6 +28,9 @@ from wpk.planner.plan import plan_model, session_plan
 from wpk.providers.protocol import Provider
 from wpk.runtime.parts import Parts
 from wpk.runtime.runner import Runner
+
+#: Found and expected outputs → error.
+Distance = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], float]
 
 #: The plan of all providers together; every other plan is of a single library.
 OURS = "tuned"
@@ -96,10 +99,12 @@ def measure_plans(
     expected: Sequence[np.ndarray],
     max_error: float,
     options: TimingOptions | None = None,
+    distance: Distance | None = None,
 ) -> dict[str, Measurement]:
     """Each plan's error against ``expected`` (all outputs in order) and its times, sample i of each from the same round.
 
-    A plan that fails or whose relative L2 error exceeds ``max_error`` is a failure, not an exception.
+    ``distance``: how far outputs are from the expected ones; by default the largest relative L2 error. A plan that fails, or
+    whose error exceeds ``max_error``, is a failure, not an exception.
     """
     failed: dict[str, Measurement] = {}
     runners: dict[str, Runner] = {}
@@ -108,7 +113,7 @@ def measure_plans(
         for name, parts in plans.items():
             try:
                 runner = stack.enter_context(Runner(parts))
-                errors[name] = _error(runner.run(None, feeds), expected)
+                errors[name] = (distance or _error)(runner.run(None, feeds), expected)
             except WpkError as error:
                 failed[name] = Measurement(failure="launch", detail=str(error))
                 continue
