@@ -1,0 +1,6 @@
+"""``python -m wpk``: the command line."""
+
+from wpk.cli import main
+
+if __name__ == "__main__":
+    main()
