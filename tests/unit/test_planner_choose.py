@@ -9,7 +9,6 @@ from itertools import product
 import numpy as np
 import pytest
 
-from wpk.core.errors import ModelError
 from wpk.core.pointwise import parse
 from wpk.core.result import Config, Measurement
 from wpk.core.target import Target
@@ -170,9 +169,10 @@ def test_model_outputs_exist_row_major() -> None:
     assert choices.forms["conv0"].made == BLOCKED and choices.forms["conv0"].converted == ("ROW",)
 
 
-def test_a_node_nobody_can_compute_is_named() -> None:
-    with pytest.raises(ModelError, match=r"node /m/conv0 \(conv\): no provider .* fake: fake has no conv"):
-        choose(chain("conv"), Catalogue((Fake(refuses=("conv",)),), None, TARGET))
+def test_what_nobody_can_compute_runs_in_onnxruntime() -> None:
+    chosen = choose(chain("conv"), Catalogue((Fake(refuses=("conv",)),), None, TARGET)).nodes["conv0"]
+    assert chosen.implementation.provider == "onnxruntime" and set(chosen.layouts.values()) == {"ROW"}
+    assert chosen.implementation.rivals == (("fake", "fake has no conv"),)
 
 
 def typed(*shape: int, layout: str = "ROW") -> TensorType:

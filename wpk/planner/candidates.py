@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from wpk.core.errors import ModelError
 from wpk.core.result import Config, Measurement
 from wpk.core.target import Target
 from wpk.core.tensor import TensorType
@@ -81,7 +80,7 @@ class Catalogue:
     def best(self, workload: Workload) -> Implementation | None:
         """The fastest measured implementation; where none is measured, the first provider's default; None when none can."""
         measured, rivals = self._measured(workload)
-        rivals += self._rejections(workload, {name for name, _ in rivals})
+        rivals += self.rejections(workload, {name for name, _ in rivals})
         if measured is not None:
             name, config, seconds = measured
             others = tuple(r for r in rivals if r[0] != name)
@@ -112,30 +111,35 @@ class Catalogue:
     def _charge(self, provider: str) -> float:
         return self.segment if provider == "onnxruntime" else 0.0
 
-    def _rejections(self, workload: Workload, known: set[str]) -> tuple[Rival, ...]:
+    def rejections(self, workload: Workload, known: Container[str] = ()) -> tuple[Rival, ...]:
+        """The providers, but the ``known``, that cannot compute a workload, and why."""
         others = [p for p in self.providers if p.name not in known]
         supports = [(p.name, p.supports(workload, self.target)) for p in others]
         return tuple((name, s.reason) for name, s in supports if not s)
 
 
 def alternatives(graph: Graph, node: Node, catalogue: Catalogue) -> tuple[Alternative, ...]:
-    """What ``node`` can be: measured variants, or all where none is. Raises ModelError, naming the node, when that is nothing."""
+    """What ``node`` can be: measured variants, or all where none is; a session of ONNX Runtime when there is nothing else."""
     if node.op in OPAQUE:
-        variant = variants(graph, node, catalogue.target)[0]
-        opaque = Implementation(graph.workload(node), "onnxruntime", {}, 0.0, False)
-        return (Alternative(variant, opaque),)
+        return (session(graph, node, catalogue),)
     found = [
         Alternative(variant, implementation)
         for variant in variants(graph, node, catalogue.target)
         for implementation in (_implementation(graph, node, variant, catalogue),)
         if implementation is not None
     ]
-    if not found:
-        raise ModelError(
-            f"node {', '.join(node.origin) or node.name} ({node.op}): {_why_nothing(graph, node, catalogue)}"
-        )
     # Facts beat guesses: a variant that nobody measured is for nodes of which nothing was.
-    return tuple(a for a in found if a.implementation.measured) or tuple(found)
+    measured = tuple(a for a in found if a.implementation.measured)
+    return measured or tuple(found) or (session(graph, node, catalogue),)
+
+
+def session(graph: Graph, node: Node, catalogue: Catalogue) -> Alternative:
+    """``node`` in ONNX Runtime, which can compute all; its rivals say why they cannot."""
+    workload = graph.workload(node)
+    reasons = () if node.op in OPAQUE else catalogue.rejections(workload)
+    seconds = estimate(workload, catalogue.target) + catalogue.segment
+    made = Implementation(workload, "onnxruntime", {}, seconds, False, reasons)
+    return Alternative(variants(graph, node, catalogue.target)[0], made)
 
 
 def conversion(t: TensorType, layout: str, catalogue: Catalogue) -> Implementation | None:
@@ -166,14 +170,6 @@ def move(node: Node, w: Workload, target: Target) -> Implementation | None:
         return None
     seconds = 0.0 if cut[0] == 1 else estimate(w, target) + 1e-6 * cut[0] * len(parts)
     return Implementation(w, "move", {}, seconds, True)
-
-
-def _why_nothing(graph: Graph, node: Node, catalogue: Catalogue) -> str:
-    workload = graph.workload(node)
-    reasons: Mapping[str, str] = {
-        p.name: p.supports(workload, catalogue.target).reason for p in catalogue.providers
-    }
-    return "no provider can compute it: " + "; ".join(f"{n}: {r or 'failed'}" for n, r in reasons.items())
 
 
 def estimate(workload: Workload, target: Target) -> float:

@@ -42,7 +42,7 @@ class Choices:
 
 
 def choose(graph: Graph, catalogue: Catalogue) -> Choices:
-    """The best implementation and layout for every node together. Raises ModelError for a node nothing can compute."""
+    """The best implementation and layout for every node together. Raises InternalError when no layouts fit together."""
     options = {n.name: alternatives(graph, n, catalogue) for n in graph.nodes}
     forms = {v: _forms(graph, v, options) for v in _values(graph)}
     costs: dict[tuple[str, str, str], Implementation | None] = {}

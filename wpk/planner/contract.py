@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil, floor, sqrt
 from statistics import median
@@ -66,18 +66,16 @@ def candidate_plans(
     providers: Sequence[Provider],
     tools: Tools,
 ) -> dict[str, Parts]:
-    """Ours, and a plan of each library among ``providers`` that can compute the whole model by itself.
+    """Ours, and a plan of each library among ``providers``; plans equal to an earlier one are left out.
 
-    ``model`` is the model as ONNX Runtime is to run it. Plans equal to an earlier one are left out. Raises ModelError when
-    the providers together cannot compute the model.
+    ``model`` is the model as ONNX Runtime is to run it. What oneDNN lacks runs in ONNX Runtime in its plan too.
     """
     plans = {OURS: plan_model(graph, results, target, providers, tools)}
     by_name = {p.name: p for p in providers}
     if "onnxruntime" in by_name:
         plans["onnxruntime"] = session_plan(graph, model, target, tools)
-    if "onednn" in by_name and len(by_name) > 1:
-        with suppress(ModelError):  # it cannot compute all of the model: no plan of this library alone
-            plans["onednn"] = plan_model(graph, results, target, [by_name["onednn"]], tools)
+    if "onednn" in by_name:
+        plans["onednn"] = plan_model(graph, results, target, [by_name["onednn"]], tools)
     return {
         n: p for i, (n, p) in enumerate(plans.items()) if _hash(p) not in map(_hash, list(plans.values())[:i])
     }

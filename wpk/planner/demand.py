@@ -26,7 +26,7 @@ def unmeasured(
     """(name, workload) of what the best plan so far rests on without a measurement: conversions above all.
 
     Measuring these and asking again, until nothing is left, makes the choice one between facts: a plan has few conversions
-    of the many it could have. Raises ModelError as :func:`wpk.planner.plan.plan_model`.
+    of the many it could have.
     """
     choices = choose(graph, Catalogue(tuple(providers), results, target))
     nodes = [(name, a.implementation) for name, a in choices.nodes.items()]

@@ -34,7 +34,7 @@ def plan_model(
 ) -> Parts:
     """The fastest program for ``graph`` that ``results`` know of; where nothing is measured, the providers' defaults.
 
-    Raises ModelError, naming the node, when no provider can compute it.
+    What none of the providers can compute runs in ONNX Runtime, as opaque nodes do.
     """
     catalogue = Catalogue(tuple(providers), results, target)
     return assemble(graph, choose(graph, catalogue), catalogue, tools, meta)
