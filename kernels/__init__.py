@@ -13,6 +13,7 @@ _FAMILIES = {
     "gemm": "Gemm",
     "fc": "FullyConnected",
     "matmul": "MatMul",
+    "conv_row": "ConvRow",
     "eltwise": "Eltwise",
     "pool": "Pool",
 }

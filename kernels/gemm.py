@@ -196,11 +196,22 @@ def fits_registers(c: Config) -> bool:
 
 
 def reaches(p: Product, c: Config) -> bool:
-    """No block is much larger than what it divides: that would be another spelling of a smaller one."""
-    block, chunk = int(c["block_m"]), int(c["chunk_n"])
-    return (block == 1 or block // 2 * int(c["tile_m"]) < p.m) and (
-        chunk == 1 or chunk // 2 < p.panels(width_of(c))
-    )
+    """Blocks divide the rows and the panels without computing much of them twice."""
+    rows = int(c["block_m"]) * int(c["tile_m"])
+    chunk, panels = int(c["chunk_n"]), p.panels(width_of(c))
+    return thrifty(p.m, rows, int(c["tile_m"])) and thrifty(panels, chunk, 1)
+
+
+def covered(total: int, block: int) -> int:
+    """What blocks of ``block`` compute of ``total``, the last one moved back to end with it."""
+    return -(-total // block) * block if block < total else total
+
+
+def thrifty(total: int, block: int, least: int) -> bool:
+    """At most a quarter (or ``least``) is computed twice; and no block so large that a smaller one means the same."""
+    if block <= least:
+        return True
+    return block < 2 * total and 4 * covered(total, block) <= 5 * total + 4 * least
 
 
 def fits_cache(p: Product, c: Config, target: Target) -> bool:
@@ -251,15 +262,20 @@ def _blocked(p: Product, target: Target, c: Config, knobs: tuple[Knob, ...]) -> 
     if 4 * p.k * width > target.l2 // 2:
         depth = max((int(d) for d in knobs[6].values if 8 * int(d) * width <= target.l2), default=p.k)
     wanted, panels = 4 * target.threads, p.panels(width)
-    blocks = [int(b) for b in knobs[4].values if b == 1 or int(b) // 2 * tile < p.m]
-    chunks = [int(n) for n in knobs[5].values if n == 1 or int(n) // 2 < panels]
+    blocks = [int(b) for b in knobs[4].values if thrifty(p.m, int(b) * tile, tile)]
+    chunks = [int(n) for n in knobs[5].values if thrifty(panels, int(n), 1)]
 
     def jobs(block: int, chunk: int) -> int:
         return batches * -(-p.m // (block * tile)) * -(-panels // chunk)
 
-    room = target.l2 // (8 * depth * tile)
+    def cost(block: int, chunk: int) -> float:
+        twice = covered(p.m, block * tile) * covered(panels, chunk)
+        return twice * -(-jobs(block, chunk) // target.threads) * target.threads / jobs(block, chunk)
+
+    room = max(target.l2 // (8 * depth * tile), 1)
     block = max((b for b in blocks if b <= room and jobs(b, 1) >= wanted), default=1)
-    chunk = max((n for n in chunks if jobs(block, n) >= wanted), default=1)
+    fine = [n for n in chunks if jobs(block, n) >= wanted] or [1]
+    chunk = min(fine, key=lambda n: (cost(block, n), -n))
     strided = not p.trans_a and 4 * p.k % 4096 == 0 and tile > 4 and p.m > tile
     return {
         **c,
