@@ -82,7 +82,7 @@ def test_rivals_are_timed_in_turns(measurer: Measurer) -> None:
     rivals = [(Fakes(), config(work=w)) for w in (500, 0)] + [(Fakes(), config("wrong")), (Fakes(), config("syntax"))]
     found = measurer.measure_again(add_relu(), rivals, rounds=3)
     assert [m.failure for m in found] == [None, None, "wrong", "compile"]
-    assert len(found[0].samples) >= 9 and found[1].time < found[0].time
+    assert len(found[0].samples) >= 3 and found[1].time < found[0].time
 
 
 def test_workloads_may_change_and_sizes_differ(measurer: Measurer) -> None:

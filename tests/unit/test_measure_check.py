@@ -106,9 +106,8 @@ def test_absurd_sizes_are_memory_errors() -> None:
 
 def test_timing_adapts_to_the_candidate() -> None:
     how = Timing(max_seconds=0.05)
-    assert how.for_candidate(1.0, 1e-3).max_samples == 1
-    assert how.for_candidate(1e-3, 1e-3).hopeless == 2e-3
-    assert how.for_candidate(0.1, None).max_seconds == pytest.approx(0.6)
+    assert how.glance(1e-3).max_samples == 3 and how.glance(1e-3).max_seconds == pytest.approx(0.05)
+    assert how.in_full(1e-3).max_seconds == 0.05 and how.in_full(0.1).max_seconds == pytest.approx(0.7)
     assert how.native().max_samples == how.max_samples
 
 
@@ -116,4 +115,3 @@ def test_python_calls_are_timed_by_the_same_protocol() -> None:
     calls = []
     samples = time_calls(lambda: calls.append(1), Timing(max_samples=7, target_spread=0.0, min_sample=0.0))
     assert len(samples) == 7 and len(calls) == 1 + 2 + 7
-    assert len(time_calls(lambda: sum(range(2000)), Timing(hopeless=1e-9))) == 3

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,28 +88,36 @@ class Candidate:
             raise
 
     def run(self) -> None:
-        """One call on the last set of constants, whose end is guarded. Raises LaunchError."""
-        self._call(self._sets[-1])
+        """One call, on constants whose end is guarded. Raises LaunchError."""
+        self._call(self._warm)
         if not self._workspace.intact():
             raise LaunchError("wrote outside its workspace")
 
-    def time(self, how: Timing) -> list[float]:
-        """Samples in seconds a call."""
+    def time(self, how: Timing, cold: bool = True) -> list[float]:
+        """Samples in seconds a call; ``cold``: constants in the state that the request asks for, else warm ones."""
+        sets = self._sets if cold else [self._warm]
         if isinstance(self._code, Session):
-            return time_calls(self._rotating(), how)
-        return self._machine.native.time(self._code, self._sets, self._workspace.address(), self._pool, how.native())
+            return time_calls(self._rotating(sets), how)
+        return self._machine.native.time(self._code, sets, self._workspace.address(), self._pool, how.native())
 
     def close(self) -> None:
         """Free memory and code."""
         self._stack.close()
 
     def _lay_out(self, request: dict[str, Any]) -> None:
-        constants = [np.load(path, mmap_mode="r") for path in request["constants"]]
-        copies = copies_of(sum(a.nbytes for a in constants), int(request["cold_bytes"]))
-        self._constants = [self._own(filled(a, copies)) for a in constants]
+        self._arrays = [np.load(path, mmap_mode="r") for path in request["constants"]]
+        self._copies = copies_of(sum(a.nbytes for a in self._arrays), int(request["cold_bytes"]))
         self._workspace = self._own(Region(int(request["workspace"])))
         self._workspace.poison()
-        self._sets = [self._addresses(copy) for copy in range(copies)]
+        self._warm = self._addresses([self._own(filled(a)) for a in self._arrays], 0)
+
+    @cached_property
+    def _sets(self) -> list[list[int]]:
+        """Argument lists to rotate through. Made only for candidates worth it: filling the copies takes time."""
+        if self._copies == 1:
+            return [self._warm]
+        regions = [self._own(filled(a, self._copies)) for a in self._arrays]
+        return [self._addresses(regions, copy) for copy in range(self._copies)]
 
     def _own(self, region: Region) -> Region:
         self._stack.callback(region.close)
@@ -126,9 +135,9 @@ class Candidate:
         self._stack.callback(adapter.close)
         return adapter.call
 
-    def _addresses(self, copy: int) -> list[int]:
+    def _addresses(self, regions: list[Region], copy: int) -> list[int]:
         """Inputs, then outputs; a session that holds its constants takes only the rest."""
-        constants = iter([r.address(copy) for r in self._constants])
+        constants = iter([r.address(copy) for r in regions])
         inputs = [next(constants, None) if r is None else r.address() for r in self._operands.inputs]
         return [*(a for a in inputs if a is not None), *(r.address() for r in self._operands.outputs)]
 
@@ -142,12 +151,12 @@ class Candidate:
         if code:
             raise LaunchError(f"the call returned error {code}")
 
-    def _rotating(self) -> Callable[[], None]:
+    def _rotating(self, sets: list[list[int]]) -> Callable[[], None]:
         turn = 0
 
         def call() -> None:
             nonlocal turn
-            self._call(self._sets[turn % len(self._sets)])
+            self._call(sets[turn % len(sets)])
             turn += 1
 
         return call

@@ -20,8 +20,7 @@ _LONGEST = 3.0
 class Timing:
     """How to time. A sample is the mean of as many calls as last ``min_sample`` seconds.
 
-    Stops when the interval of the median is within ``target_spread`` of it, or after ``max_samples`` or ``max_seconds``,
-    or when the first samples all exceed ``hopeless`` seconds (0: never).
+    Stops when the interval of the median is within ``target_spread`` of it, or after ``max_samples`` or ``max_seconds``.
     """
 
     warmup: int = 2
@@ -30,23 +29,18 @@ class Timing:
     max_seconds: float = 0.06
     target_spread: float = 0.01
     min_sample: float = 20e-6
-    hopeless: float = 0.0
 
-    def for_candidate(self, first: float, limit: float | None) -> Timing:
-        """The protocol for a candidate whose first call took ``first`` seconds when the best known takes ``limit``.
+    def glance(self, limit: float) -> Timing:
+        """A few calls, enough to tell the hopeless when the best known takes ``limit`` seconds."""
+        return replace(self, warmup=0, min_samples=3, max_samples=3, max_seconds=50 * limit, min_sample=0.0)
 
-        A slow one gets time for a few samples; one that is far off gets a single sample.
-        """
-        if limit is None:
-            return replace(self, max_seconds=max(self.max_seconds, min(6 * first, _LONGEST)))
-        if first > 5 * HOPELESS * limit and first > 1e-3:
-            return replace(self, warmup=0, min_samples=1, max_samples=1, min_sample=0.0)
-        longest = max(self.max_seconds, min(8 * limit, _LONGEST))
-        return replace(self, max_seconds=longest, hopeless=HOPELESS * limit)
+    def in_full(self, once: float) -> Timing:
+        """The whole protocol for a candidate that takes about ``once`` seconds: a slow one gets time for a few samples."""
+        return replace(self, max_seconds=max(self.max_seconds, min(7 * once, _LONGEST)))
 
     def native(self) -> TimingSpec:
         """The form the native timing loop takes."""
-        return TimingSpec(reserved=0, **asdict(self))
+        return TimingSpec(reserved=0, hopeless=0.0, **asdict(self))
 
 
 def time_calls(call: Callable[[], object], how: Timing) -> list[float]:
@@ -67,8 +61,6 @@ def time_calls(call: Callable[[], object], how: Timing) -> list[float]:
 def _finished(how: Timing, samples: list[float], elapsed: float) -> bool:
     n = len(samples)
     if n >= how.max_samples or elapsed >= how.max_seconds:
-        return True
-    if how.hopeless > 0 and n >= 3 and min(samples) > how.hopeless:
         return True
     return n >= how.min_samples and n % 4 == 0 and _halfwidth(samples) <= how.target_spread
 

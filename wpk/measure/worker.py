@@ -30,7 +30,7 @@ from wpk.core.errors import ArtifactError
 from wpk.core.workload import Workload
 from wpk.measure.candidate import Candidate, LaunchError, Machine, Operands
 from wpk.measure.frames import Closed, Message, receive, send
-from wpk.measure.timer import Timing
+from wpk.measure.timer import HOPELESS, Timing
 from wpk.runtime.native_api import Pool, load_native
 
 
@@ -77,8 +77,7 @@ class Server:
             candidate, first, reply = self._checked(request)
             if reply["failure"] is not None:
                 return reply
-            how = Timing(**request["timing"]).for_candidate(first, request["limit"])
-            return self._rechecked(request, {**reply, "samples": candidate.time(how)})
+            return self._rechecked(request, {**reply, "samples": _time(candidate, first, request)})
         except Exception as error:
             return _failure(*_explain(error))
         finally:
@@ -123,6 +122,17 @@ class Server:
         if verdict.ok:
             return reply
         return {**_failure("wrong", f"after repeated calls: {verdict.problem}"), "error": verdict.error}
+
+
+def _time(candidate: Candidate, first: float, request: Message) -> list[float]:
+    """Samples: few for a candidate that is hopeless even with warm constants, in full for the others."""
+    how, limit = Timing(**request["timing"]), request["limit"]
+    if limit is not None:
+        few = candidate.time(how.glance(limit), cold=False)
+        if min(few) > HOPELESS * limit:
+            return few
+        first = min(few)
+    return candidate.time(how.in_full(first))
 
 
 def _failure(kind: str | None, detail: str) -> Message:
