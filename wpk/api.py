@@ -165,15 +165,22 @@ def replay(
 
 
 def build(
-    model: Model, options: Options, output: Path | None = None, log: Path | None = None, observer: Observer | None = None,
+    model: Model,
+    options: Options,
+    output: Path | None = None,
+    log: Path | None = None,
+    observer: Observer | None = None,
     say: Say = lambda text: None,
-) -> Compiled:  # fmt: skip
-    """Compile, and give all that is known. ``say`` is told each stage as it begins. Raises as :func:`compile`."""
+    trace: list[str] | None = None,
+) -> Compiled:
+    """Compile, and give all that is known. ``say`` is told each stage as it begins, ``trace`` gets a line for each fusion
+    that was made or declined. Raises as :func:`compile`.
+    """
     shop = open_shop(options)
     _check_folder(output)
     records = TuningLog(log)
     say("reading the model")
-    source = read_source(model, options, shop)
+    source = read_source(model, options, shop, trace)
     say("tuning")
     tuned = tune_graph(source.graph, shop, records, options, observer)
     say("planning")
@@ -332,11 +339,11 @@ def remember(
     seed: int,
 ) -> None:
     """Append the measurements of whole plans to the log, so that a replay decides as this compile did."""
-    workload = model_workload(graph)
+    workload, versions = model_workload(graph), plan_versions(shop.providers)
     for name, measurement in measured.items():
         config: Config = {"plan": plans[name].plan.hash, "rival": plans[OURS].plan.hash}
         log.append(Record(
-            workload, f"plan:{name}", _plan_version(name, shop), config, shop.target.fingerprint, "", __version__, seed,
+            workload, f"plan:{name}", versions[f"plan:{name}"], config, shop.target.fingerprint, "", __version__, seed,
             measurement, "final",
         ))  # fmt: skip
 
@@ -350,7 +357,7 @@ def recall(
     for record in contents.records:
         name = record.provider.removeprefix("plan:")
         same = record.workload == workload and name in plans and record.config["rival"] == ours
-        if same and record.provider_version == _plan_version(name, shop):
+        if same and record.provider_version == plan_versions(shop.providers)[record.provider]:
             found[name] = record.measurement
     if OURS in found:
         return found
@@ -361,8 +368,9 @@ def recall(
     return {OURS: Measurement((1.0,), detail="not measured")}
 
 
-def _plan_version(name: str, shop: Shop) -> str:
-    return next((p.version for p in shop.providers if p.name == name), __version__)
+def plan_versions(providers: Sequence[Provider]) -> dict[str, str]:
+    """The versions of whole plans, as the log names them: a library's plan has its version, ours that of wpk."""
+    return {f"plan:{OURS}": __version__, **{f"plan:{p.name}": p.version for p in providers}}
 
 
 def _finish(

@@ -19,6 +19,7 @@ ORDER = (
     ("report",),
     ("settings",),
     ("api",),
+    ("commands",),
     ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
