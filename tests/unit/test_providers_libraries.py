@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -433,3 +434,38 @@ def test_layout_tags() -> None:
         "acdb",
         "aBcd16b",
     ]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_libraries_share_the_pool_whatever_its_size(native: Native, threads: int) -> None:
+    """Also when several callers want the same pool at once: then the library's calls find other threads."""
+    w, target = gemm(200, 300, 400), host_target(threads=threads)
+    a, b, bias = arrays = values(w)
+    expected = np.maximum(a @ b + bias, 0)
+    for provider in (p for p in (ONEDNN, OPENBLAS) if p.path is not None):
+        config = provider.space(w, target).default()
+        code = provider.build(w, config, target)
+        packed = provider.pack(w, config, [b, bias], target)
+        pool = Pool(native, threads)
+        with ThreadPoolExecutor(3) as callers:
+            found = [
+                callers.submit(repeated, native, code, [a, *packed], expected, pool, threads)
+                for _ in range(3)
+            ]
+            assert max(f.result() for f in found) < 2e-6
+        pool.close()
+
+
+def repeated(
+    native: Native, code: Code, arrays: list[np.ndarray], expected: np.ndarray, pool: Pool, threads: int
+) -> float:
+    """The greatest error of some calls by one caller with a state of its own."""
+    adapter, worst = Adapter(native, code.kind, code.spec or {}, threads), 0.0
+    function = ctypes.CFUNCTYPE(ctypes.c_int, *(ctypes.c_void_p,) * 4)(adapter.call.fn)
+    for _ in range(4):
+        out = np.full(expected.shape, np.nan, np.float32)
+        pointers = (ctypes.c_void_p * (len(arrays) + 1))(*(x.ctypes.data for x in (*arrays, out)))
+        assert function(adapter.call.state, ctypes.cast(pointers, ctypes.c_void_p), None, pool.rt) == 0
+        worst = max(worst, float(np.linalg.norm(out - expected) / np.linalg.norm(expected)))
+    adapter.close()
+    return worst
