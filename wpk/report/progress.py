@@ -130,7 +130,7 @@ class LineProgress:
     """A line now and then, and the table's rows at the end."""
 
     def __init__(self, console: Console, every: float = _LINE) -> None:
-        self._console, self._tally, self._every, self._said = console, Tally(), every, -inf
+        self._console, self._tally, self._every, self._said = console, Tally(), every, monotonic()
 
     def on(self, event: Event) -> None:
         """See :class:`wpk.tuning.events.Observer`."""

@@ -53,7 +53,8 @@ class TuneOptions:
     """``budget``: seconds of wall clock, None for as long as it takes. ``trials``: most candidates of a task.
 
     ``batch``: candidates of one arm at a time. ``library_configs``: most configs of a library tried. ``finalists``: most rivals
-    re-timed in turns, those within ``tie`` of the best; ``reserve``: share of the budget kept for that.
+    re-timed in turns, those within ``tie`` of the best, besides other providers' best within the factor ``rival``; ``reserve``:
+    share of the budget kept for that.
     ``batch_seconds``: about how long a batch may take.
     """
 
@@ -66,6 +67,7 @@ class TuneOptions:
     library_configs: int = 6
     finalists: int = 4
     tie: float = 0.1
+    rival: float = 1.5
     reserve: float = 0.12
 
     def __post_init__(self) -> None:
@@ -306,9 +308,14 @@ def versions_of(providers: Sequence[Provider], compiler: str, generator: str = "
 
 
 def _finalists(table: ResultTable, workload: Workload, options: TuneOptions) -> list[Record]:
-    """The fastest records within the tie margin of the best."""
+    """The fastest records within the tie margin of the best, and the best of each other provider that is not far behind."""
     ok = sorted((r for r in table.records(workload) if r.measurement.ok), key=lambda r: (r.measurement.time, r.key))
-    return [r for r in ok if r.measurement.time <= ok[0].measurement.time * (1 + options.tie)][: options.finalists]
+    if not ok:
+        return []
+    best = ok[0].measurement.time
+    near = [r for r in ok if r.measurement.time <= best * (1 + options.tie)][: options.finalists]
+    leaders = {r.provider: r for r in reversed(ok) if r.measurement.time <= best * options.rival}
+    return list({r.key: r for r in (*near, *leaders.values())}.values())
 
 
 def _rivals(tasks: Sequence[Task]) -> Mapping[int, tuple[int, ...]]:
