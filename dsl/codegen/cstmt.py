@@ -10,7 +10,7 @@ from wpk.dsl.affine import Linear, interval, linear
 from wpk.dsl.codegen.address import Address, Binding, Unit
 from wpk.dsl.codegen.cexpr import Expressions, offset
 from wpk.dsl.codegen.cstyle import ATOM, C_TYPES, COMPUTE, Val, add, constant, multiply, vector_type
-from wpk.dsl.codegen.storage import Workspace
+from wpk.dsl.codegen.storage import Workspace, allocs
 from wpk.dsl.instr import Instr, Operand, expand, find
 from wpk.dsl.ir import (
     Alloc,
@@ -112,8 +112,8 @@ class Statements(Expressions):
 
     def _vector(self, loop: For, start: int, stop: int) -> None:
         lanes = stop - start
-        if lanes == 1:
-            return self._unroll(loop, start, stop)
+        if lanes == 1 or any(a.buffer.scope != "register" for a in allocs(loop.body)):
+            return self._unroll(loop, start, stop)  # memory of its own in each iteration: no lanes
         if self.lane is not None or lanes < 2 or lanes & (lanes - 1):
             raise InternalError(f"vector loop {loop.var} has {lanes} lanes: expected a power of two, not nested")
         with self.at_place(id(loop)):

@@ -137,6 +137,11 @@ def test_registers_of_mixed_lane_counts_become_an_array() -> None:
     np.testing.assert_array_equal(args["y"][:8], args["x"][:8] + args["x"][8:16])
 
 
+def test_memory_of_its_own_in_each_lane_means_no_lanes() -> None:
+    own = Alloc(buf("h", 2, scope="thread"), (st("h", (0,), ld("x", v("l"))), st("y", (v("l"),), ld("h", 0) * 2.0)))
+    assert "f32x4" not in text(lanes("l", 4, own)) and "y[3] = h[0] * 2.0f;" in text(lanes("l", 4, own))
+
+
 def test_workspace_sizes_and_sharing() -> None:
     shared = emit(two_phases(5, 32, 16).kernel, "avx512")
     assert (shared.shared_bytes, shared.thread_bytes) == (64 + 64, 0)
