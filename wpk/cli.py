@@ -252,9 +252,17 @@ def shapes(given: list[str] | None) -> dict[str, tuple[int, ...]]:
     return found
 
 
+class PipeConsole(Console):
+    """A console whose reader may go away: that ends the command, and is no error."""
+
+    def on_broken_pipe(self) -> None:
+        """Let :func:`run_command` decide, where rich would exit with 1."""
+        raise BrokenPipeError
+
+
 def console(quiet: bool) -> Console:
     """Where results are printed; as wide as the terminal, or 120 columns in a pipe."""
-    return Console(quiet=quiet, width=None if sys.stdout.isatty() else 120, highlight=False)
+    return PipeConsole(quiet=quiet, width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
