@@ -16,6 +16,7 @@ _FAMILIES = {
     "conv_row": "ConvRow",
     "eltwise": "Eltwise",
     "pool": "Pool",
+    "softmax": "Softmax",
 }
 
 
