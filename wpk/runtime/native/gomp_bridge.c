@@ -17,10 +17,39 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 typedef void (*region_fn)(void *);
+
+/* Stacks to switch between: `wpk_context` is one that is not running. */
+#if defined(__x86_64__)
+/* swapcontext without its two system calls: what a call preserves is kept on the stack left, whose top is the context. */
+typedef struct { void *top; } wpk_context;
+__attribute__((visibility("hidden"))) void wpk_switch(wpk_context *from, const wpk_context *to);
+__asm__(
+  ".text\n.hidden wpk_switch\n.globl wpk_switch\n.type wpk_switch, @function\nwpk_switch:\n"
+  "  push %rbp\n  push %rbx\n  push %r12\n  push %r13\n  push %r14\n  push %r15\n"
+  "  mov %rsp, (%rdi)\n  mov (%rsi), %rsp\n"
+  "  pop %r15\n  pop %r14\n  pop %r13\n  pop %r12\n  pop %rbx\n  pop %rbp\n  ret\n"
+  ".size wpk_switch, . - wpk_switch\n");
+
+static void prepare(wpk_context *c, char *stack, size_t bytes, void (*entry)(void)) {
+  void **top = (void **)(stack + bytes) - 8; /* six registers, then where ret goes; at entry the stack is as after a call */
+  top[6] = (void *)entry;
+  c->top = top;
+}
+#else
+#include <ucontext.h>
+typedef ucontext_t wpk_context;
+
+static void wpk_switch(wpk_context *from, const wpk_context *to) { swapcontext(from, to); }
+
+static void prepare(wpk_context *c, char *stack, size_t bytes, void (*entry)(void)) {
+  getcontext(c);
+  c->uc_stack.ss_sp = stack, c->uc_stack.ss_size = bytes, c->uc_link = NULL;
+  makecontext(c, entry, 0);
+}
+#endif
 
 typedef struct {
   region_fn fn;
@@ -32,8 +61,8 @@ typedef struct {
 } team;
 
 typedef struct { /* a place to run the pool's loop, one for each calling thread */
-  ucontext_t caller, loop;
-  void *stack;
+  wpk_context caller, loop;
+  char *stack;
   const wpk_rt *rt;
   int finished;
   team team;
@@ -107,22 +136,23 @@ static void body(void *ctx, int64_t begin, int64_t end, int thread) {
   }
   for (int64_t i = begin; i < end; i++) {
     if (t->owner != &self || t->begun) run_share(t);
-    else t->begun = 1, swapcontext(&f->loop, &f->caller);
+    else t->begun = 1, wpk_switch(&f->loop, &f->caller);
   }
 }
 
-static void loop_main(unsigned low, unsigned high) {
-  fiber *f = (fiber *)((uintptr_t)low | (uintptr_t)high << 32);
+/* What runs on the fiber: the pool's loop, then back for good. */
+static void loop_main(void) {
+  fiber *f = self.fiber;
   f->rt->parallel(f->rt, body, f, f->team.n, 1);
   f->finished = 1;
+  wpk_switch(&f->loop, &f->caller);
+  abort();
 }
 
 static void start_loop(fiber *f) {
   f->finished = 0;
-  getcontext(&f->loop);
-  f->loop.uc_stack.ss_sp = f->stack, f->loop.uc_stack.ss_size = STACK, f->loop.uc_link = &f->caller;
-  makecontext(&f->loop, (void (*)(void))loop_main, 2, (unsigned)(uintptr_t)f, (unsigned)((uintptr_t)f >> 32));
-  swapcontext(&f->caller, &f->loop);
+  prepare(&f->loop, f->stack, STACK, loop_main);
+  wpk_switch(&f->caller, &f->loop);
 }
 
 /* libgomp's interface */
@@ -152,7 +182,7 @@ static void parallel_end(void) {
   if (--self.at.depth) return;
   int forked = self.fiber && self.at.team == &self.fiber->team;
   self.at = (place){0};
-  if (forked && !self.fiber->finished) swapcontext(&self.fiber->caller, &self.fiber->loop);
+  if (forked && !self.fiber->finished) wpk_switch(&self.fiber->caller, &self.fiber->loop);
 }
 
 static void parallel(region_fn fn, void *data, unsigned threads, unsigned flags) {
