@@ -12,6 +12,7 @@ from wpk.core.result import Config, config_key
 from wpk.core.target import Target
 from wpk.core.workload import Workload
 from wpk.dsl.codegen.c import emit
+from wpk.dsl.verify import verify
 from wpk.kernels.family import Family
 from wpk.providers.protocol import Code, Source, Support
 from wpk.search.space import Space
@@ -46,11 +47,14 @@ class GeneratedProvider:
         return self.family.space(workload, target)
 
     def build(self, workload: Workload, config: Config, target: Target) -> Code:
-        """Schedule and print the kernel of one config. Raises InvalidConfig; the family verifies what it builds."""
+        """Schedule, verify and print the kernel of one config. Raises InvalidConfig; InternalError for a kernel that is not sound."""
         built = self.family.build(workload, config, target)
+        verify(built.kernel)
         text = emit(built.kernel, built.isa, self._symbol(workload, config, built.isa))
         source = Source(text.text, text.symbol, text.isa, text.shared_bytes, text.thread_bytes)
-        return Code("kernel", source, inplace=built.inplace, accuracy=str(getattr(self.family, "accuracy", "")))
+        return Code(
+            "kernel", source, inplace=built.inplace, accuracy=str(getattr(self.family, "accuracy", ""))
+        )
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
