@@ -47,7 +47,7 @@ class GeneratedProvider:
         return self.family.space(workload, target)
 
     def build(self, workload: Workload, config: Config, target: Target) -> Code:
-        """Schedule, verify and print the kernel of one config. Raises InvalidConfig; InternalError for a kernel that is not sound."""
+        """Schedule, verify and print the kernel of one config. Raises InvalidConfig, and InternalError for an unsound kernel."""
         built = self.family.build(workload, config, target)
         verify(built.kernel)
         text = emit(built.kernel, built.isa, self._symbol(workload, config, built.isa))
