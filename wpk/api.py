@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from wpk import __version__
-from wpk.core.errors import LogError, ModelError, StorageError
+from wpk.core.errors import LogError, ModelError, StorageError, UsageError
 from wpk.core.result import Config, Measurement
 from wpk.core.target import Target, host_target
 from wpk.graph.graph import Graph
@@ -85,6 +85,11 @@ class Options:
     seed: int = 0
     trials: int = 200
     max_error: float = 1e-4
+
+    def __post_init__(self) -> None:
+        TuneOptions(strategy=self.strategy)  # raises UsageError for an unknown one
+        if not self.max_error > 0:
+            raise UsageError(f"max_error {self.max_error}: expected a positive number")
 
 
 @dataclass(frozen=True)
@@ -178,9 +183,9 @@ def build(
     """
     shop = open_shop(options)
     _check_folder(output)
-    records = TuningLog(log)
     say("reading the model")
     source = read_source(model, options, shop, trace)
+    records = TuningLog(log)
     say("tuning")
     tuned = tune_graph(source.graph, shop, records, options, observer)
     say("planning")

@@ -87,14 +87,15 @@ def compile_command(
     quiet: Quiet = False,
 ) -> None:
     """Tune MODEL.onnx for this machine and save the fastest correct program."""
-    from wpk import api, commands
+    from wpk import api
+    from wpk.commands import compiling
 
     level = levels.effort(effort)
     options = api.Options(
         level.budget if budget is None else levels.parse_budget(budget), strategy or level.strategy, names(providers), threads,
         batch, shapes(shape), seed, level.trials, max_error,
     )  # fmt: skip
-    commands.compile_model(model, options, output, log, trace_fusion, html, console(quiet))
+    compiling.compile_model(model, options, output, log, trace_fusion, html, console(quiet))
 
 
 @app.command()
@@ -112,10 +113,11 @@ def replay(
     quiet: Quiet = False,
 ) -> None:
     """Build the program that LOG.jsonl describes; nothing is measured."""
-    from wpk import api, commands
+    from wpk import api
+    from wpk.commands import compiling
 
     options = api.Options(providers=names(providers), threads=threads, batch=batch, shapes=shapes(shape))
-    commands.replay_log(log, model, options, output, not best_effort, console(quiet))
+    compiling.replay_log(log, model, options, output, not best_effort, console(quiet))
 
 
 @app.command()
@@ -132,9 +134,9 @@ def run(
     threads: Threads = None,
 ) -> None:
     """Run a compiled model on arrays from files."""
-    from wpk import commands
+    from wpk.commands import inspecting
 
-    commands.run_artifact(artifact, feeds or [], output, random, seed, threads, console(False))
+    inspecting.run_artifact(artifact, feeds or [], output, random, seed, threads, console(False))
 
 
 @app.command()
@@ -153,9 +155,9 @@ def bench(
     ] = None,
 ) -> None:
     """Time a model side by side with other engines, in turns."""
-    from wpk import commands
+    from wpk.commands import benching
 
-    commands.bench_model(model, against, onnx, rounds, threads, budget, log, json, console(False))
+    benching.bench_model(model, against, onnx, rounds, threads, budget, log, json, console(False))
 
 
 @app.command()
@@ -169,9 +171,9 @@ def explain(
     threads: Threads = None,
 ) -> None:
     """Say for each node what was chosen, its time, its rivals, its share and how near the roofline it is."""
-    from wpk import commands
+    from wpk.commands import inspecting
 
-    commands.explain_artifact(artifact, node, everything, html, threads, console(False))
+    inspecting.explain_artifact(artifact, node, everything, html, threads, console(False))
 
 
 @app.command()
@@ -181,9 +183,9 @@ def show(
     source: Annotated[bool, typer.Option("--source", help="only the generated C")] = False,
 ) -> None:
     """Show one node: its step, buffers and generated source."""
-    from wpk import commands
+    from wpk.commands import inspecting
 
-    commands.show_node(artifact, node, source, console(False))
+    inspecting.show_node(artifact, node, source, console(False))
 
 
 @app.command()
@@ -194,17 +196,17 @@ def doctor(
     threads: Threads = None,
 ) -> None:
     """Say what wpk finds on this machine and what it misses."""
-    from wpk import commands
+    from wpk.commands import logs
 
-    raise typer.Exit(commands.examine_machine(log, threads, console(False)))
+    raise typer.Exit(logs.examine_machine(log, threads, console(False)))
 
 
 @logs.command("ls")
 def log_ls(log: LogFile) -> None:
     """List the tasks of a log: measurements, failures, best time."""
-    from wpk import commands
+    from wpk.commands import logs
 
-    commands.list_log(log, console(False))
+    logs.list_log(log, console(False))
 
 
 @logs.command("best")
@@ -212,9 +214,9 @@ def log_best(
     log: LogFile, output: Annotated[Path, typer.Option("--output", "-o", show_default=False)]
 ) -> None:
     """Keep only the best entry of each task and provider: a small file that replays the same."""
-    from wpk import commands
+    from wpk.commands import logs
 
-    commands.best_of_log(log, output, console(False))
+    logs.best_of_log(log, output, console(False))
 
 
 @logs.command("merge")
@@ -223,17 +225,17 @@ def log_merge(
     output: Annotated[Path, typer.Option("--output", "-o", show_default=False)],
 ) -> None:
     """Join logs into one; equal measurements are kept once."""
-    from wpk import commands
+    from wpk.commands import logs
 
-    commands.merge_logs(inputs, output, console(False))
+    logs.merge_logs(inputs, output, console(False))
 
 
 @logs.command("gc")
 def log_gc(log: LogFile) -> None:
     """Drop what no longer counts: entries of other library or generator versions, torn lines."""
-    from wpk import commands
+    from wpk.commands import logs
 
-    commands.clean_log(log, console(False))
+    logs.clean_log(log, console(False))
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

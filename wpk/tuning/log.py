@@ -207,7 +207,7 @@ def _worth_keeping(records: Sequence[Record], target: Target, versions: Versions
     chosen = {
         r.key
         for (_, _, failure), group in groups.items()
-        for r in sorted(group, key=lambda r: r.measurement.time)[: 1 if failure else keep]
+        for r in sorted(group, key=lambda r: (r.stage != "final", r.measurement.time))[: 1 if failure else keep]
     }
     return [r for r in latest.values() if r.key in chosen]
 

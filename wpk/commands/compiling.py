@@ -1,0 +1,75 @@
+"""``wpk compile`` and ``wpk replay``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic
+
+from rich.console import Console
+from rich.text import Text
+
+from wpk import api
+from wpk.commands.common import profile, write_text
+from wpk.report import explain as explaining
+from wpk.report.explain import duration
+from wpk.report.html import page
+from wpk.report.progress import progress_observer
+
+_SLOWEST_SHORT = 12
+
+
+def compile_model(
+    model: Path,
+    options: api.Options,
+    output: Path | None,
+    log: Path | None,
+    trace: bool,
+    html: Path | None,
+    out: Console,
+) -> None:
+    """Compile, showing progress; then what was chosen, how right it is and how fast."""
+    target = output or Path(model.name).with_suffix(".wpk")
+    records = log or target.with_suffix(".jsonl")
+    fusions: list[str] | None = [] if trace else None
+    say = Stages(out)
+    made = api.build(model, options, target, records, progress_observer(out), say, fusions)
+    for line in fusions or ():
+        out.print(Text(line), soft_wrap=True)
+    report(made, target, html, out)
+    out.print(Text(f"saved {target} ({target.stat().st_size / 1e6:.1f} MB); log {records}"))
+
+
+def replay_log(
+    log: Path, model: Path, options: api.Options, output: Path | None, strict: bool, out: Console
+) -> None:
+    """Replay; then the same report."""
+    target = output or Path(model.name).with_suffix(".wpk")
+    made = api.rebuild(log, model, options, target, strict, Stages(out))
+    report(made, target, None, out)
+    out.print(Text(f"saved {target} ({target.stat().st_size / 1e6:.1f} MB); nothing was measured"))
+
+
+class Stages:
+    """Prints the stages of a compile as they begin, with the seconds since the start."""
+
+    def __init__(self, out: Console) -> None:
+        self._out, self._start = out, monotonic()
+
+    def __call__(self, stage: str) -> None:
+        self._out.print(Text(f"[{monotonic() - self._start:5.1f} s] {stage}", style="dim"))
+
+
+def report(made: api.Compiled, target: Path, html: Path | None, out: Console) -> None:
+    """Choices, accuracy, verdict and notes of a compiled model."""
+    found = explaining.rows(made.parts.plan, profile(made.runner))
+    headline = f"{made.parts.plan.model}: {len(found)} steps, plan {made.parts.plan.hash}"
+    out.print(explaining.table(found, headline, _SLOWEST_SHORT))
+    for name, steps, share in explaining.summary(found):
+        out.print(Text(f"{name}: {steps} steps" + ("" if share is None else f", {share:.1%} of the time")))
+    out.print(Text(f"error against ONNX Runtime: {made.error:.1e} (relative L2)"))
+    times = ", ".join(f"{n} {t if isinstance(t, str) else duration(t)}" for n, t in made.verdict.times)
+    out.print(Text(f"whole plans: {times}; {made.verdict.winner} is taken: {made.verdict.reason}"))
+    for note in made.notes:
+        out.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
+    if html is not None:
+        write_text(html, page(made.parts.plan, found, None, list(made.parts.sources.items())))
