@@ -21,6 +21,7 @@ ORDER = (
     ("api",),
     ("commands",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 #: the runtime must work where the compiler parts cannot be imported
