@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from wpk.core.errors import InvalidConfig
 from wpk.core.pointwise import parse
 from wpk.core.result import Config, Measurement
 from wpk.core.target import Target
@@ -146,6 +147,15 @@ def test_measurements_of_providers_not_asked_for_do_not_count() -> None:
 def test_without_measurements_defaults_are_taken() -> None:
     choices = choose(chain("conv", "conv"), Catalogue((Fake(),), None, TARGET))
     assert all(not a.implementation.measured for a in choices.nodes.values())
+
+
+def test_a_default_that_does_not_build_is_passed_over() -> None:
+    class Broken(Fake):
+        def build(self, workload: Workload, config: Config, target: Target) -> Code:
+            raise InvalidConfig("no")
+
+    chosen = choose(chain("conv"), Catalogue((Broken("broken"), Fake("sound")), None, TARGET)).nodes["conv0"]
+    assert chosen.implementation.provider == "sound"
 
 
 def test_what_failed_is_not_taken_unmeasured() -> None:

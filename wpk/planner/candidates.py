@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from wpk.core.errors import InternalError, InvalidConfig
 from wpk.core.result import Config, Measurement
 from wpk.core.target import Target
 from wpk.core.tensor import TensorType
@@ -69,29 +70,45 @@ class Alternative:
 class Catalogue:
     """Providers and results, asked for the best implementation of a workload.
 
-    ``segment`` is what it costs, besides the session's own time, to leave the native executor and come back.
+    ``segment`` is what it costs, besides the session's own time, to leave the native executor and come back. ``known`` keeps
+    the answers given.
     """
 
     providers: Sequence[Provider]
     results: ResultTable | None
     target: Target
     segment: float = SEGMENT
+    known: dict[str, Implementation | None] = field(default_factory=dict, compare=False, repr=False)
 
     def best(self, workload: Workload) -> Implementation | None:
-        """The fastest measured implementation; where none is measured, the first provider's default; None when none can."""
+        """The fastest measured implementation; where none is measured, the first default that builds; None when none does."""
+        if workload.key not in self.known:
+            self.known[workload.key] = self._find(workload)
+        return self.known[workload.key]
+
+    def _find(self, workload: Workload) -> Implementation | None:
         measured, rivals = self._measured(workload)
         rivals += self.rejections(workload, {name for name, _ in rivals})
         if measured is not None:
             name, config, seconds = measured
             others = tuple(r for r in rivals if r[0] != name)
             return Implementation(workload, name, config, seconds, True, others)
+        out = {name for name, _ in rivals}
         for provider in self.providers:
-            if provider.name in {n for n, _ in rivals} or not provider.supports(workload, self.target):
-                continue
-            config = provider.space(workload, self.target).default()
-            guess = estimate(workload, self.target)
-            return Implementation(workload, provider.name, config, guess, False, rivals)
+            config = None if provider.name in out else self._default(provider, workload)
+            if config is not None:
+                guess = estimate(workload, self.target) + self._charge(provider.name)
+                return Implementation(workload, provider.name, config, guess, False, rivals)
         return None
+
+    def _default(self, provider: Provider, workload: Workload) -> Config | None:
+        """The provider's default config, if it builds. An unsound kernel is a bug, but not one to stop a plan that has others."""
+        try:
+            config = provider.space(workload, self.target).default()
+            provider.build(workload, config, self.target)
+        except (InvalidConfig, InternalError, ValueError):
+            return None
+        return config
 
     def provider(self, name: str) -> Provider:
         """The provider called ``name``. Raises KeyError."""
