@@ -17,6 +17,7 @@ _FAMILIES = {
     "eltwise": "Eltwise",
     "pool": "Pool",
     "softmax": "Softmax",
+    "lrn": "Lrn",
 }
 
 
