@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from wpk import __version__
 from wpk import settings as levels
 from wpk.core.errors import InternalError, UsageError, WpkError
 
@@ -23,13 +24,15 @@ app = typer.Typer(
     name="wpk",
     help="An auto-tuning inference compiler: ONNX in, the fastest correct program for this machine out.",
     epilog="Every command takes --debug, which shows tracebacks. Exit codes are listed in the README.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-logs = typer.Typer(name="log", help="Look into tuning logs, join them, clean them.", no_args_is_help=True)
+logs = typer.Typer(name="log", help="Look into tuning logs, join them, clean them.")
 app.add_typer(logs)
+
+#: What a shell calls a process ended by Ctrl-C.
+INTERRUPTED = 130
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="the ONNX model", show_default=False)]
 Artifact = Annotated[Path, typer.Argument(metavar="MODEL.wpk", help="a compiled model", show_default=False)]
@@ -58,6 +61,22 @@ Page = Annotated[
     Path | None, typer.Option("--html", help="also write the explanation as a page", show_default=False)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print only errors")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"wpk {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit"),
+    ] = False,
+) -> None:
+    """Options of every command."""
 
 
 @app.command("compile")
@@ -277,14 +296,14 @@ def run_command(arguments: list[str], debug: bool = False) -> int:
     """The exit code of one command line; errors become one line on stderr unless ``debug``."""
     try:
         debug = debug or levels.load_settings().debug
-        code = app(arguments, prog_name="wpk", standalone_mode=False)
+        code = app(arguments or ["--help"], prog_name="wpk", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return _fail("interrupted", code) if code == INTERRUPTED else code if isinstance(code, int) else 0
     except BrokenPipeError:  # the reader of our output went away, as `wpk … | head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
     except Exception as error:
         if debug:
             raise
