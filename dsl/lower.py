@@ -78,6 +78,7 @@ class _Lowering:
         self.params = {p.name: p for p in (*scheduled.algorithm.params, *scheduled.algorithm.tables)}
         self.ranges: dict[str, tuple[int, int]] = {}
         self.bases: dict[str, dict[str, Expr]] = {}
+        self.parallel = False
         self.loads = {t.name: affine.loads(t.value) for t in scheduled.algorithm.stages}
 
     # --- root -------------------------------------------------------------------------------------------------------
@@ -95,6 +96,10 @@ class _Lowering:
             return self._produce(first, box) + self._chain(stages[1:], boxes, rest)
         if first.name in self.bases:
             raise ScheduleError(f"{first.name} is computed inside itself")
+        if self.s.placement(first.name).scope == "shared" and self.parallel:
+            raise ScheduleError(
+                f"compute_at {first.name}: shared storage inside a parallel loop; use thread or register"
+            )
         self.bases[first.name] = {a: base for a, (base, _) in box.items()}
         body = self._produce(first, box) + self._chain(stages[1:], boxes, rest)
         del self.bases[first.name]
@@ -162,10 +167,12 @@ class _Lowering:
             del walk.env[loop]
             return body
         var = f"{walk.stage.name}_{loop}"
+        outside, self.parallel = self.parallel, self.parallel or kind == "parallel"
         with self._ranged(var, first, end):
             walk.env[loop] = Var(var)
             body = self._inside(walk, order, init)
             del walk.env[loop]
+        self.parallel = outside
         if kind == "vector" and (len(order) > 1 or extent & (extent - 1)):
             if len(order) > 1:
                 raise ScheduleError(f"vectorize {walk.stage.name}.{loop}: not the innermost loop")

@@ -173,7 +173,9 @@ class Split:
         _require(not taken & {self.outer, self.inner} and self.outer != self.inner, f"{where}: name taken")
         _require(nest.kind(self.loop) == "serial", f"{where}: split before {nest.kind(self.loop)}")
         _require_free(s, self.stage, (self.loop,), where)
-        counted = any(isinstance(r, SplitOf) and r.tail == "cut" and r.outer == self.loop for r in nest.relations)
+        counted = any(
+            isinstance(r, SplitOf) and r.tail == "cut" and r.outer == self.loop for r in nest.relations
+        )
         _require(not counted, f"{where}: it counts the tiles of a split with a cut tail")
         reduced = _stage(s, self.stage).reduce is not None
         _require(not (reduced and self.tail == "shift"), f"{where}: a shifted tail would add elements twice")
@@ -207,6 +209,10 @@ class Fuse:
         at = nest.order.index(self.outer)
         _require(nest.order[at + 1 : at + 2] == (self.inner,), f"{where}: not directly nested")
         _require(self.fused not in nest.order, f"{where}: name taken")
+        _require(
+            {nest.kind(self.outer), nest.kind(self.inner)} == {"serial"},
+            f"{where}: fuse before marking loops",
+        )
         reduced = _reduction_loops(s, self.stage)
         _require(
             (self.outer in reduced) == (self.inner in reduced), f"{where}: mixes a reduction with a pure loop"
@@ -239,11 +245,15 @@ class Reorder:
         nest = s.nest(self.stage)
         same = sorted(self.order) == sorted(nest.order)
         _require(same, f"reorder {self.stage}: {self.order} is not an order of {nest.order}")
+        inner = [n for n in self.order[1:] if nest.kind(n) == "parallel"]
+        _require(not inner, f"reorder {self.stage}: parallel loop {inner} must stay outermost")
         for rel in nest.relations:
             if isinstance(rel, SplitOf) and rel.tail == "cut":
                 parts = _descendants(nest, rel.inner) & set(self.order)
                 inside = all(self.order.index(rel.outer) < self.order.index(p) for p in parts)
-                _require(inside, f"reorder {self.stage}: {rel.inner} of a cut split must stay inside {rel.outer}")
+                _require(
+                    inside, f"reorder {self.stage}: {rel.inner} of a cut split must stay inside {rel.outer}"
+                )
         return _with_nest(s, self.stage, replace(nest, order=self.order))
 
 

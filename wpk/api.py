@@ -41,6 +41,7 @@ from wpk.runtime.plan import Port
 from wpk.runtime.runner import Runner, load
 from wpk.settings import load_settings, parse_budget
 from wpk.tuning.events import Observer
+from wpk.tuning.experience import shipped
 from wpk.tuning.log import Contents, TuningLog, read_log
 from wpk.tuning.record import Record, Versions
 from wpk.tuning.replay import replay as replay_log
@@ -308,7 +309,7 @@ def tune_graph(
     asked = TuneOptions(options.budget * (1 - _CONVERSIONS), options.trials, options.strategy, options.seed)
     how = MeasureOptions(seed=options.seed)
     with Measurer(shop.target, shop.cache, shop.compiler, options=how) as measurer:
-        tuned = tune(tasks, shop.providers, measurer, log, shop.versions, asked, observer)
+        tuned = tune(tasks, shop.providers, measurer, log, shop.versions, asked, observer, shipped())
         for _ in range(_ROUNDS):
             more = _still_open(graph, shop, tuned.results, everything)
             left = options.budget - (monotonic() - start)

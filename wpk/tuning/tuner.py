@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from math import inf, isfinite, log2, prod
+from math import inf, isfinite, prod
 from time import monotonic
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from wpk.providers.protocol import Provider
 from wpk.search.space import Space
 from wpk.search.strategy import STRATEGIES, Strategy, make_strategy
 from wpk.tuning.events import Began, Ended, Event, Measured, Observer, Phase
+from wpk.tuning.experience import Experience, distance
 from wpk.tuning.log import TuningLog
 from wpk.tuning.record import Record, Versions, is_library, stale_reason
 from wpk.tuning.results import ResultTable
@@ -106,16 +107,22 @@ def tune(
     versions: Versions,
     options: TuneOptions | None = None,
     observer: Observer | None = None,
+    experience: Experience | None = None,
 ) -> Tuned:
-    """Tune ``tasks``; every result is appended to ``log`` when it is known. Raises StorageError, LogError, InternalError."""
-    return _Tuner(tasks, providers, measurer, log, versions, options or TuneOptions(), observer).run()
+    """Tune ``tasks``, trying first what ``experience`` recommends.
+
+    Every result is appended to ``log`` when it is known. Raises StorageError, LogError, InternalError."""
+    return _Tuner(
+        tasks, providers, measurer, log, versions, options or TuneOptions(), observer, experience
+    ).run()
 
 
 class _Tuner:
     def __init__(
         self, tasks: Sequence[Task], providers: Sequence[Provider], measurer: Measures, log: TuningLog, versions: Versions,
-        options: TuneOptions, observer: Observer | None,
+        options: TuneOptions, observer: Observer | None, experience: Experience | None,
     ) -> None:  # fmt: skip
+        self._experience = experience or Experience()
         self._tasks, self._providers, self._measurer, self._log = tasks, providers, measurer, log
         self._versions, self._options, self._observer = versions, options, observer
         self._start = monotonic()
@@ -167,26 +174,43 @@ class _Tuner:
                 arm = arms.get((record.workload.key, record.provider))
                 if arm is not None and stale_reason(record, self._measurer.target, self._versions) is None:
                     self._take(arm, record, reused=True)
-                    arm.progress.add(1, record.measurement.time, record.measurement.build_s + record.measurement.measure_s)
+                    arm.progress.add(
+                        1, record.measurement.time, record.measurement.build_s + record.measurement.measure_s
+                    )
 
     # Phases: each returns True when it did all it wanted, False when time ran out
 
     def _baselines(self) -> bool:
-        """One config of every arm, then the other first ones; the tasks with most work first."""
+        """One config of every arm that may well win, then their other first ones, then one of each arm left while time allows.
+
+        The tasks with most work first.
+        """
         arms = sorted(self._arms, key=lambda a: -_work(self._tasks[a.task]))
-        for stop in (1, None):
-            for arm in arms:
-                if self._late(self._options.reserve):
-                    return False
+        likely = [a for a in arms if self._likely(a)]
+        rest = [a for a in arms if a not in likely]
+        for group, stop, reserve in (
+            (likely, 1, 0.0),
+            (likely, None, 0.45),
+            (rest, 1, 0.6),
+            (rest, None, 0.75),
+        ):
+            for arm in group:
+                if self._late(max(reserve, self._options.reserve)):
+                    break
                 wanted = [c for c in self._first_configs(arm)[:stop] if config_key(c) not in arm.known]
                 self._measure(arm, wanted)
-        return True
+        return not self._late(self._options.reserve)
+
+    def _likely(self, arm: Arm) -> bool:
+        rivals = [self._tasks[i].workload for i in self._rivals[arm.task]]
+        return self._experience.likely(self._tasks[arm.task].workload, arm.provider.name, rivals)
 
     def _first_configs(self, arm: Arm) -> list[Config]:
         if is_library(arm.provider.name):
             found = [arm.space.default(), *islice(arm.space.enumerate(), self._options.library_configs)]
             return list({config_key(c): c for c in found}.values())[: self._options.library_configs]
-        first = [arm.space.default(), *(c for c in arm.space.first if arm.space.valid(c))]
+        known = self._experience.configs(self._tasks[arm.task].workload, arm.provider.name)
+        first = [c for c in (*known, arm.space.default(), *arm.space.first) if arm.space.valid(c)]
         return list({config_key(c): c for c in first}.values())[: max(self._options.batch // 2, 1)]
 
     def _search(self) -> bool:
@@ -216,6 +240,10 @@ class _Tuner:
         rival = min((self._best[i] for i in self._rivals[arm.task]), default=inf)
         return promise(arm.progress, self._best[arm.task], rival, self._tasks[arm.task].weight)
 
+    def _to_beat(self, task: int) -> float:
+        """The best of a task and of its rivals: what takes far longer will not be chosen."""
+        return min(self._best[i] for i in (task, *self._rivals[task]))
+
     def _finals(self) -> bool:
         """Rivals in turns, where the choice matters most first."""
         order = sorted(range(len(self._tasks)), key=lambda i: -self._tasks[i].weight * _finite(self._best[i]))
@@ -234,8 +262,12 @@ class _Tuner:
         found = self._measurer.measure_again(task.workload, candidates)
         arms = {a.provider.name: a for a in self._arms if a.task == index}
         for (provider, config), measurement in zip(candidates, found, strict=True):
-            if measurement.ok:  # else the earlier result stands: what failed here may be the worker, not the candidate
-                self._take(arms[provider.name], self._record(arms[provider.name], config, measurement, "final"))
+            if (
+                measurement.ok
+            ):  # else the earlier result stands: what failed here may be the worker, not the candidate
+                self._take(
+                    arms[provider.name], self._record(arms[provider.name], config, measurement, "final")
+                )
 
     # One step
 
@@ -245,24 +277,30 @@ class _Tuner:
             first = self._hints(arm)
             arm.strategy = make_strategy(self._options.strategy, arm.space, self._options.seed, first)
             known = self._table.records(self._tasks[arm.task].workload)
-            arm.strategy.tell([(r.config, r.measurement.time) for r in known if r.provider == arm.provider.name])
+            arm.strategy.tell(
+                [(r.config, r.measurement.time) for r in known if r.provider == arm.provider.name]
+            )
         return arm.strategy
 
     def _hints(self, arm: Arm) -> list[Config]:
         """The best configs of the provider on other tasks of the same op, those of the most similar size first."""
         mine = self._tasks[arm.task].workload
         others = [w for w in self._table.workloads() if w.op == mine.op and w != mine]
-        others.sort(key=lambda w: (_distance(w, mine), w.key))
+        others.sort(key=lambda w: (distance(w, mine), w.key))
         ranked = (self._table.ranked(w, arm.provider.name)[:1] for w in others[:6])
-        return [config for rows in ranked for _, config, _ in rows]
+        known = self._experience.configs(mine, arm.provider.name)
+        return [*known, *(config for rows in ranked for _, config, _ in rows)]
 
     def _measure(self, arm: Arm, configs: Sequence[Config]) -> list[tuple[Config, Measurement]]:
         """Measure, log and take in, one after the other, until the budget is over."""
         if not configs:
             return []
         begun, results = monotonic(), []
-        limit = self._best[arm.task] if isfinite(self._best[arm.task]) else None
-        measurements = self._measurer.measure_each(self._tasks[arm.task].workload, arm.provider, configs, limit)
+        best = self._to_beat(arm.task)
+        limit = best if isfinite(best) else None
+        measurements = self._measurer.measure_each(
+            self._tasks[arm.task].workload, arm.provider, configs, limit
+        )
         for config, measurement in zip(configs, measurements, strict=False):
             self._take(arm, self._record(arm, config, measurement, "search"))
             results.append((config, measurement))
@@ -291,7 +329,11 @@ class _Tuner:
         arm.progress.best = min(arm.progress.best, seconds)
         self._reused += reused
         self._measured += not reused
-        self._tell(Measured(self._tasks[arm.task], record.provider, record.config, record.measurement, improved, reused))
+        self._tell(
+            Measured(
+                self._tasks[arm.task], record.provider, record.config, record.measurement, improved, reused
+            )
+        )
 
     def _late(self, reserve: float) -> bool:
         budget = self._options.budget
@@ -309,7 +351,9 @@ def versions_of(providers: Sequence[Provider], compiler: str, generator: str = "
 
 def _finalists(table: ResultTable, workload: Workload, options: TuneOptions) -> list[Record]:
     """The fastest records within the tie margin of the best, and the best of each other provider that is not far behind."""
-    ok = sorted((r for r in table.records(workload) if r.measurement.ok), key=lambda r: (r.measurement.time, r.key))
+    ok = sorted(
+        (r for r in table.records(workload) if r.measurement.ok), key=lambda r: (r.measurement.time, r.key)
+    )
     if not ok:
         return []
     best = ok[0].measurement.time
@@ -325,15 +369,9 @@ def _rivals(tasks: Sequence[Task]) -> Mapping[int, tuple[int, ...]]:
         for node in task.nodes:
             users.setdefault(node, set()).add(i)
     return {
-        i: tuple(sorted({j for node in task.nodes for j in users[node]} - {i})) for i, task in enumerate(tasks)
+        i: tuple(sorted({j for node in task.nodes for j in users[node]} - {i}))
+        for i, task in enumerate(tasks)
     }
-
-
-def _distance(a: Workload, b: Workload) -> float:
-    """How unlike the operands of two workloads are: the difference of their extents, in doublings."""
-    pairs = zip((*a.inputs, *a.outputs), (*b.inputs, *b.outputs), strict=False)
-    shapes = [zip(p.shape, q.shape, strict=False) for p, q in pairs]
-    return sum(abs(log2((x + 1) / (y + 1))) for shape in shapes for x, y in shape) + (a.attrs != b.attrs)
 
 
 def _work(task: Task) -> float:
