@@ -98,9 +98,11 @@ def converts(seconds: float) -> dict[tuple[str, str, str], dict[str, float | str
 def test_a_faster_layout_is_taken_when_it_pays_for_its_conversions() -> None:
     graph = chain("conv", "conv", "conv")
     cheap = choose(graph, Catalogue((Fake(),), Times(uniform("conv", 10, 5) | converts(1)), TARGET))
-    assert layouts(cheap) == ["ROW", BLOCKED, BLOCKED, BLOCKED] and cheap.seconds == 17
+    assert layouts(cheap) == ["ROW", BLOCKED, BLOCKED, BLOCKED] and cheap.seconds == pytest.approx(
+        19, abs=1e-4
+    )
     assert sorted(cheap.conversions) == [("conv2", "ROW"), ("x", BLOCKED)]
-    dear = choose(graph, Catalogue((Fake(),), Times(uniform("conv", 10, 5) | converts(8)), TARGET))
+    dear = choose(graph, Catalogue((Fake(),), Times(uniform("conv", 10, 5) | converts(4)), TARGET))
     assert layouts(dear) == ["ROW"] * 4 and dear.seconds == 30 and not dear.conversions
 
 
@@ -117,10 +119,10 @@ def test_a_converted_copy_is_paid_for_once() -> None:
     types = {v: TensorType("float32", (1, 32, 8, 8)) for v in ("x", "a", "b", "c")}
     nodes = tuple(Node(v, "eltwise", ("x",), (v,), (), parse("relu(in0)")) for v in ("a", "b", "c"))
     graph = Graph("fan", ("x",), ("a", "b", "c"), nodes, types)
-    table = {("eltwise", "ROW", "ROW"): {"fake": 10.0}, ("eltwise", BLOCKED, BLOCKED): {"fake": 2.0}}
+    table = {("eltwise", "ROW", "ROW"): {"fake": 20.0}, ("eltwise", BLOCKED, BLOCKED): {"fake": 2.0}}
     choices = choose(graph, Catalogue((Fake(),), Times({**table, **converts(5)}), TARGET))
     assert list(choices.conversions) == [("x", BLOCKED), ("a", "ROW"), ("b", "ROW"), ("c", "ROW")]
-    assert choices.seconds == 3 * 2 + 4 * 5
+    assert choices.seconds == pytest.approx(3 * 2 + 4 * 10, abs=1e-4)
 
 
 def test_the_fastest_provider_wins_and_rivals_are_told() -> None:

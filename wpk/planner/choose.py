@@ -19,6 +19,10 @@ from wpk.planner.candidates import Alternative, Catalogue, Implementation, alter
 from wpk.planner.pbqp import Key, Problem, solve
 
 
+#: See :func:`charge`; the step is in seconds.
+CONVERSION_FACTOR, CONVERSION_STEP = 2.0, 3e-6
+
+
 @dataclass(frozen=True)
 class Forms:
     """The layouts a value exists in: the one it is made in, and those it is converted to."""
@@ -93,8 +97,16 @@ def _conversion_cost(
         if key not in costs:
             costs[key] = conversion(graph.types[value].with_layout(forms.made), layout, catalogue)
         found = costs[key]
-        total += inf if found is None else found.seconds
+        total += inf if found is None else charge(found)
     return total
+
+
+def charge(conversion: Implementation) -> float:
+    """What a conversion costs inside a program, where it finds its tensor in another core's cache and is a step of its own.
+
+    Timed alone it finds everything in its own cache: the small ones were seen to take three to five times as long in a plan.
+    """
+    return CONVERSION_FACTOR * conversion.seconds + CONVERSION_STEP if conversion.seconds else 0.0
 
 
 def _connect(
