@@ -19,7 +19,7 @@ from wpk.ops import spell
 from wpk.ops.base import Speller
 
 #: the operator set of exported native nodes, unless opaque ones dictate another
-OPSET = 17
+OPSET = 19  # the first with dilated average pooling
 #: protobuf's limit is 2 GiB for one message; the nodes need some of it
 LIMIT = (2 << 30) - (16 << 20)
 

@@ -42,7 +42,8 @@ def load_model(
     model = read_model(path)
     importer = _Importer(path, model)
     importer.feed(dict(shapes or {}), batch)
-    for node in model.graph:
+    for index, node in enumerate(model.graph):
+        node.name = node.name or f"{node.op_type}_{index}"
         importer.add(node)
     return importer.finish()
 

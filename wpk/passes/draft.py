@@ -51,7 +51,8 @@ class Draft:
 
     def maker(self, value: str) -> Node | None:
         """The node that makes ``value``; None for inputs and constants."""
-        return self.nodes.get(self._makers.get(value, ""))
+        name = self._makers.get(value)
+        return None if name is None else self.nodes[name]
 
     def readers(self, value: str) -> list[Node]:
         """The nodes that read ``value``."""

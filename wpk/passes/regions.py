@@ -66,53 +66,67 @@ def _surrounded(
 
 def _groups(graph: Graph, members: set[str]) -> list[list[Node]]:
     """Members joined along edges, then independent groups with each other, wherever that makes no cycle."""
-    group = {n.name: i for i, n in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if node.name in members:
-            for source in _makers(graph, node):
-                if source.name in members and group[source.name] != group[node.name]:
-                    _join(graph, group, group[source.name], group[node.name])
-    ids = list(dict.fromkeys(group[n.name] for n in graph.nodes if n.name in members))
+    joined = _Contraction(graph)
+    order = [n for n in graph.nodes if n.name in members]
+    maker = graph.producer()
+    for node in order:
+        for source in dict.fromkeys(maker[v].name for v in node.inputs if v in maker):
+            if source in members:
+                joined.join(joined.group[source], joined.group[node.name])
+    ids = list(dict.fromkeys(joined.group[n.name] for n in order))
     for i, first in enumerate(ids):
         for second in ids[i + 1 :]:
-            if first in group.values() and second in group.values():
-                _join(graph, group, first, second)
-    return [
-        [n for n in graph.nodes if group[n.name] == g]
-        for g in dict.fromkeys(group[n.name] for n in graph.nodes if n.name in members)
-    ]
+            joined.join(first, second)
+    groups: dict[int, list[Node]] = {}
+    for node in order:
+        groups.setdefault(joined.group[node.name], []).append(node)
+    return list(groups.values())
 
 
-def _makers(graph: Graph, node: Node) -> list[Node]:
-    maker = graph.producer()
-    return [maker[v] for v in dict.fromkeys(node.inputs) if v in maker]
+class _Contraction:
+    """The graph with some nodes merged into groups; it never has a cycle."""
 
+    def __init__(self, graph: Graph) -> None:
+        self.group = {n.name: i for i, n in enumerate(graph.nodes)}
+        self._members = {i: [n.name] for i, n in enumerate(graph.nodes)}
+        self._after: dict[int, set[int]] = {i: set() for i in self._members}
+        self._before: dict[int, set[int]] = {i: set() for i in self._members}
+        maker = graph.producer()
+        for i, node in enumerate(graph.nodes):
+            for value in node.inputs:
+                if value in maker:
+                    source = self.group[maker[value].name]
+                    self._after[source].add(i)
+                    self._before[i].add(source)
 
-def _join(graph: Graph, group: dict[str, int], first: int, second: int) -> None:
-    """Make two groups one, unless a path between them leaves both."""
-    maker = graph.producer()
-    edges: dict[int, set[int]] = {}
-    for node in graph.nodes:
-        for value in node.inputs:
-            if value in maker and group[maker[value].name] != group[node.name]:
-                edges.setdefault(group[maker[value].name], set()).add(group[node.name])
-    if not (_detour(edges, first, second) or _detour(edges, second, first)):
-        for name, g in group.items():
-            if g == second:
-                group[name] = first
+    def join(self, first: int, second: int) -> None:
+        """Make two groups one, unless they are one, are gone, or a path between them leaves both."""
+        if first == second or first not in self._members or second not in self._members:
+            return
+        if self._detour(first, second) or self._detour(second, first):
+            return
+        for name in self._members[second]:
+            self.group[name] = first
+        self._members[first] += self._members.pop(second)
+        for edges, back in ((self._after, self._before), (self._before, self._after)):
+            for other in edges.pop(second):
+                back[other].discard(second)
+                if other != first:
+                    back[other].add(first)
+                    edges[first].add(other)
+            edges[first].discard(second)
 
-
-def _detour(edges: dict[int, set[int]], start: int, goal: int) -> bool:
-    """True when a path of more than one edge goes from ``start`` to ``goal``."""
-    stack, seen = [g for g in edges.get(start, ()) if g != goal], set()
-    while stack:
-        here = stack.pop()
-        if here == goal:
-            return True
-        if here not in seen:
-            seen.add(here)
-            stack.extend(edges.get(here, ()))
-    return False
+    def _detour(self, start: int, goal: int) -> bool:
+        """True when a path of more than one edge goes from ``start`` to ``goal``."""
+        stack, seen = [g for g in self._after[start] if g != goal], set()
+        while stack:
+            here = stack.pop()
+            if here == goal:
+                return True
+            if here not in seen:
+                seen.add(here)
+                stack.extend(self._after[here])
+        return False
 
 
 def _border(graph: Graph, nodes: list[Node]) -> list[str]:
