@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from wpk.core.tensor import DTYPE_BYTES, TensorType
 from wpk.core.workload import Workload
 from wpk.measure.check import Verdict, check_outputs
-from wpk.measure.memory import Region
+from wpk.measure.memory import Region, Reuse
 from wpk.measure.timer import Timing, time_calls
 from wpk.runtime.binaries import open_binary
 from wpk.runtime.native_api import Adapter, Call, Native, Pool
@@ -37,11 +37,12 @@ class LaunchError(Exception):
 
 @dataclass(frozen=True)
 class Machine:
-    """What a worker has: the runtime, a pool of all threads, and one of a single thread."""
+    """What a worker has: the runtime, a pool of all threads, one of a single thread, and memory of earlier candidates."""
 
     native: Native
     pool: Pool
     alone: Pool
+    memory: Reuse = field(default_factory=Reuse)
 
 
 class Operands:
@@ -50,7 +51,7 @@ class Operands:
     def __init__(self, workload: Workload, inputs: list[np.ndarray | None], expected: list[np.ndarray]) -> None:
         """``inputs``: physical arrays, None at constants. ``expected``: logical arrays."""
         self.workload, self.expected = workload, expected
-        self.inputs = [None if a is None else filled(a) for a in inputs]
+        self.inputs = [None if a is None else fill(Region(a.nbytes), a) for a in inputs]
         self.outputs = [Region(t.nbytes) for t in workload.outputs]
 
     @property
@@ -107,21 +108,25 @@ class Candidate:
     def _lay_out(self, request: dict[str, Any]) -> None:
         self._arrays = [np.load(path, mmap_mode="r") for path in request["constants"]]
         self._copies = copies_of(sum(a.nbytes for a in self._arrays), int(request["cold_bytes"]))
-        self._workspace = self._own(Region(int(request["workspace"])))
+        self._workspace = self._region(int(request["workspace"]))
         self._workspace.poison()
-        self._warm = self._addresses([self._own(filled(a)) for a in self._arrays], 0)
+        self._warm = self._addresses([self._filled(a, 1) for a in self._arrays], 0)
 
     @cached_property
     def _sets(self) -> list[list[int]]:
         """Argument lists to rotate through. Made only for candidates worth it: filling the copies takes time."""
         if self._copies == 1:
             return [self._warm]
-        regions = [self._own(filled(a, self._copies)) for a in self._arrays]
+        regions = [self._filled(a, self._copies) for a in self._arrays]
         return [self._addresses(regions, copy) for copy in range(self._copies)]
 
-    def _own(self, region: Region) -> Region:
-        self._stack.callback(region.close)
+    def _region(self, nbytes: int, copies: int = 1) -> Region:
+        region = self._machine.memory.take(nbytes, copies)
+        self._stack.callback(self._machine.memory.give, region)
         return region
+
+    def _filled(self, array: np.ndarray, copies: int) -> Region:
+        return fill(self._region(array.nbytes, copies), array)
 
     def _load(self, request: dict[str, Any]) -> Call | Session:
         if request["kind"] == "kernel":
@@ -169,8 +174,8 @@ def copies_of(nbytes: int, cold_bytes: int) -> int:
     return min(-(-cold_bytes // nbytes) + 1, MAX_COPIES) if nbytes < cold_bytes else 1
 
 
-def filled(array: np.ndarray, copies: int = 1) -> Region:
-    region = Region(array.nbytes, copies)
+def fill(region: Region, array: np.ndarray) -> Region:
+    """``region`` with every block holding ``array``, protected from writes."""
     region.fill(array)
     region.readonly()
     return region

@@ -39,7 +39,7 @@ class Region:
         self._bytes: np.ndarray = np.frombuffer(self._map, np.uint8)
         self._base = int(self._bytes.ctypes.data)
         self._start = GUARD + self._inner - self.stride * copies
-        self._fill_slack()
+        self.fill_slack()
         self._protect(0, GUARD, _NONE)
         self._protect(GUARD + self._inner, GUARD, _NONE)
 
@@ -65,7 +65,7 @@ class Region:
     def poison(self) -> None:
         """All bits set: NaN in every float dtype."""
         self._bytes[self._start : self._start + self.stride * self.copies] = 0xFF
-        self._fill_slack()
+        self.fill_slack()
 
     def readonly(self, on: bool = True) -> None:
         """Make writes fault, or allow them again."""
@@ -88,10 +88,47 @@ class Region:
             ends.append(self._bytes[start + self.nbytes : start + self.stride])
         return ends
 
-    def _fill_slack(self) -> None:
+    def fill_slack(self) -> None:
+        """Put the canaries in place."""
         for slack in self._slack():
             slack[:] = _CANARY
 
     def _protect(self, offset: int, nbytes: int, how: int) -> None:
         if _libc.mprotect(ctypes.c_void_p(self._base + offset), ctypes.c_size_t(nbytes), how):
             raise MemoryError("cannot protect pages")
+
+
+class Reuse:
+    """Regions of earlier candidates, by shape: touching fresh pages costs more than filling old ones."""
+
+    def __init__(self, most: int = 512 << 20) -> None:
+        """``most``: bytes kept."""
+        self._most = most
+        self._free: dict[tuple[int, int], list[Region]] = {}
+
+    def take(self, nbytes: int, copies: int = 1) -> Region:
+        """A writable region, its content undefined. Raises MemoryError."""
+        free = self._free.get((nbytes, copies))
+        if not free:
+            return Region(nbytes, copies)
+        region = free.pop()
+        region.readonly(False)
+        region.fill_slack()
+        return region
+
+    def give(self, region: Region) -> None:
+        """Keep a region for later, unless much is kept already."""
+        kept = sum(r.stride * r.copies for free in self._free.values() for r in free)
+        if kept + region.stride * region.copies > self._most:
+            self.clear()
+        if region.stride * region.copies <= self._most:
+            self._free.setdefault((region.nbytes, region.copies), []).append(region)
+        else:
+            region.close()
+
+    def clear(self) -> None:
+        """Give everything back to the system."""
+        for free in self._free.values():
+            for region in free:
+                region.close()
+        self._free = {}

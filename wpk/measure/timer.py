@@ -26,7 +26,7 @@ class Timing:
     warmup: int = 2
     min_samples: int = 5
     max_samples: int = 60
-    max_seconds: float = 0.06
+    max_seconds: float = 0.04
     target_spread: float = 0.01
     min_sample: float = 20e-6
 

@@ -183,7 +183,7 @@ class _Tuner:
     def _baselines(self) -> bool:
         """One config of every arm that may well win, then their other first ones, then one of each arm left while time allows.
 
-        The tasks with most work first.
+        The tasks with most work first. Arms that prove to be far behind get no second config here.
         """
         arms = sorted(self._arms, key=lambda a: -_work(self._tasks[a.task]))
         likely = [a for a in arms if self._likely(a)]
@@ -197,8 +197,9 @@ class _Tuner:
             for arm in group:
                 if self._late(max(reserve, self._options.reserve)):
                     break
-                wanted = [c for c in self._first_configs(arm)[:stop] if config_key(c) not in arm.known]
-                self._measure(arm, wanted)
+                if stop or arm.progress.best <= self._options.rival * self._to_beat(arm.task):
+                    wanted = [c for c in self._first_configs(arm)[:stop] if config_key(c) not in arm.known]
+                    self._measure(arm, wanted)
         return not self._late(self._options.reserve)
 
     def _likely(self, arm: Arm) -> bool:
