@@ -14,6 +14,7 @@ _FAMILIES = {
     "fc": "FullyConnected",
     "matmul": "MatMul",
     "conv_row": "ConvRow",
+    "conv_depthwise": "ConvDepthwise",
     "eltwise": "Eltwise",
     "pool": "Pool",
     "softmax": "Softmax",

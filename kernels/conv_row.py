@@ -25,6 +25,7 @@ from wpk.dsl.schedule import (
     Parallel,
     Prefetch,
     Reorder,
+    Segment,
     Split,
     Step,
     Unroll,
@@ -297,13 +298,22 @@ def reduction(c: Config) -> list[Step]:
 
 def copying(s: Rows, c: Config, at: str) -> list[Step]:
     """Where the copy with zeros is made: once for all, or for the rows of one job; in vectors where columns stay adjacent."""
-    plan: list[Step] = []
-    if s.sw == 1:
-        plan = [Split("xp", "q", VECTOR[str(c["isa"])], "q_o", "q_v", "guard"), Vectorize("xp", "q_v")]
+    plan = copied_columns(s, str(c["isa"]))
     if c["pad"] == "job":
         return [*plan, ComputeAt("xp", "out", at, "thread")]
     fuse, job = fused("xp", ("n", "c", "rp"))
     return [*plan, *fuse, Parallel("xp", job)]
+
+
+def copied_columns(s: Rows, isa: str) -> list[Step]:
+    """Loops of the copy along a row: vectors, or, where every ``sw``-th column is picked, a middle without tests."""
+    if s.sw == 1:
+        return [Split("xp", "q", VECTOR[isa], "q_o", "q_v", "guard"), Vectorize("xp", "q_v")]
+    down, right = (max(k * d % t for k in range(n)) for n, d, t in ((s.kh, s.dh, s.sh), (s.kw, s.dw, s.sw)))
+    return [
+        Segment("xp", "r", (-(-s.ph // s.sh), max((s.h - 1 - down + s.ph) // s.sh + 1, 0))),
+        Segment("xp", "q", (-(-s.pw // s.sw), max((s.w - 1 - right + s.pw) // s.sw + 1, 0))),
+    ]
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------

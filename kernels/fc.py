@@ -30,9 +30,9 @@ from wpk.dsl.schedule import (
     schedule,
 )  # fmt: skip
 from wpk.kernels import gemm
-from wpk.kernels.conv_direct import REGISTERS
 from wpk.kernels.family import Built
-from wpk.kernels.gemm import VECTOR, Product, algorithm, product_of, vector_isas, width_of
+from wpk.kernels.gemm import VECTOR, Product, algorithm, product_of, width_of
+from wpk.kernels.nests import REGISTERS, isas
 from wpk.search.knobs import Choice, Knob, Ordered
 from wpk.search.space import Space
 
@@ -44,12 +44,12 @@ MOST_ROWS = 4
 
 def space(p: Product, target: Target) -> Space:
     """Panel width, strands, unroll, prefetch distance and locality, panels a job and jobs a chunk, rows together, ISA."""
-    isas = vector_isas(target)
+    choices = isas(target)
     vectors = tuple(
-        t for t in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16) if t == 1 or (t - 1) * VECTOR[isas[-1]] < p.n
+        t for t in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16) if t == 1 or (t - 1) * VECTOR[choices[-1]] < p.n
     )
     knobs: tuple[Knob, ...] = (
-        Choice("isa", isas, isas[0]),
+        Choice("isa", choices, choices[0]),
         Ordered("tile_n", vectors, vectors[0]),
         Ordered("strands", tuple(s for s in (1, 2, 4, 8) if p.k % s == 0), 1),
         Ordered("unroll_k", tuple(u for u in (1, 2, 4, 8, 16) if u <= p.k), 1),

@@ -22,7 +22,6 @@ from wpk.dsl.lower import lower
 from wpk.dsl.schedule import (
     CacheRead,
     ComputeAt,
-    Fuse,
     Inline,
     Parallel,
     Prefetch,
@@ -35,9 +34,9 @@ from wpk.dsl.schedule import (
     Vectorize,
     schedule,
 )  # fmt: skip
-from wpk.kernels.conv_direct import REGISTERS
 from wpk.kernels.epilogue import ZERO, padded
 from wpk.kernels.family import Built
+from wpk.kernels.nests import REGISTERS, fused, isas
 from wpk.kernels.row_operands import RowOperands
 from wpk.search.knobs import Choice, Knob, Ordered
 from wpk.search.space import Constraint, Space
@@ -146,13 +145,13 @@ def _packed_b(p: Product, vectors: int, lanes: int) -> Stage:
 
 def space(p: Product, target: Target) -> Space:
     """Register tile, cache tiles of m, n and k, loop order, parallel axes and grain, unroll, packing, prefetch, ISA."""
-    isas = vector_isas(target)
+    choices = isas(target)
     rows = tuple(sorted({t for t in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 20, 24, 28) if t <= p.m}))
-    vectors = tuple(t for t in (1, 2, 3, 4, 6) if t == 1 or (t - 1) * VECTOR[isas[-1]] < p.n)
+    vectors = tuple(t for t in (1, 2, 3, 4, 6) if t == 1 or (t - 1) * VECTOR[choices[-1]] < p.n)
     blocks = tuple(t for t in (1, 2, 4, 8, 16, 32, 64) if t == 1 or t // 2 < p.m)
-    chunks = tuple(t for t in (1, 2, 4, 8, 16, 32) if t == 1 or t // 2 * VECTOR[isas[-1]] < p.n)
+    chunks = tuple(t for t in (1, 2, 4, 8, 16, 32) if t == 1 or t // 2 * VECTOR[choices[-1]] < p.n)
     knobs: tuple[Knob, ...] = (
-        Choice("isa", isas, isas[0]),
+        Choice("isa", choices, choices[0]),
         Ordered("tile_m", rows, rows[-1]),
         Ordered("tile_n", vectors, vectors[0]),
         Choice("tail", ("cut", "shift"), "cut"),
@@ -173,11 +172,6 @@ def space(p: Product, target: Target) -> Space:
     )
     limits = (fits_registers, lambda c: reaches(p, c), lambda c: fits_cache(p, c, target))
     return Space(knobs, limits, first_configs(p, target, knobs, limits))
-
-
-def vector_isas(target: Target) -> tuple[str, ...]:
-    """The ISAs of a target that kernels are made for, best first."""
-    return tuple(i for i in target.isas if i != "scalar") or ("scalar",)
 
 
 def width_of(c: Config) -> int:
@@ -250,7 +244,7 @@ def first_configs(
 def step_cycles(p: Product, target: Target, rows: int, vectors: int) -> float:
     """Cycles of one step of k in a register tile: two FMAs and two loads a cycle, half a line from L2, and some overhead."""
     sums = max(rows * vectors, 8)
-    lanes = VECTOR[vector_isas(target)[0]]
+    lanes = VECTOR[isas(target)[0]]
     from_l2 = vectors * lanes / 8 if 4 * p.k * vectors * lanes > target.l1d // 2 else 0.0
     return max(sums / 2, (rows + vectors) / 2, from_l2) + 0.25
 
@@ -302,14 +296,14 @@ def steps(p: Product, c: Config) -> list[Step]:
         "n": (("n_c",), ("m_c",)),
     }[str(c["parallel"])]
     middle = ("n_m", "m_o") if c["order"] == "n_m" else ("m_o", "n_m")
-    fused, job = fuse_all("out", (*batch, *outer), "job")
+    fuse, job = fused("out", (*batch, *outer), "job")
     inside = serial[-1] if serial else job
     plan: list[Step] = [
         Split("out", "m", int(c["tile_m"]) * int(c["block_m"]), "m_c", "m_b", "shift"),
         Split("out", "m_b", int(c["tile_m"]), "m_o", "m_i", "shift" if c["tail"] == "shift" else "cut"),
         Split("out", "nb", int(c["chunk_n"]), "n_c", "n_m", "shift"),
         Reorder("out", (*batch, *outer, *serial, *middle, "m_i", "nt", "nv")),
-        *fused, Parallel("out", job, int(c["grain"])),
+        *fuse, Parallel("out", job, int(c["grain"])),
         Unroll("out", "m_i"), Unroll("out", "nt"), Vectorize("out", "nv"),
     ]  # fmt: skip
     blocked = int(c["block_k"]) < p.k
@@ -317,16 +311,6 @@ def steps(p: Product, c: Config) -> list[Step]:
     plan += tile_sum("part" if blocked else "acc", batch, c, blocked)
     a_at, b_at = (inside if "m_c" in serial else job), (inside if "n_c" in serial else job)
     return plan + packed_a(p, c, "part" if blocked else "acc", a_at) + packed_b(p, c, b_at)
-
-
-def fuse_all(stage: str, loops: Sequence[str], name: str) -> tuple[list[Step], str]:
-    """Steps that fuse adjacent loops into one, and its name."""
-    plan: list[Step] = []
-    current = loops[0]
-    for i, loop in enumerate(loops[1:]):
-        plan.append(Fuse(stage, current, loop, f"{name}{i}"))
-        current = f"{name}{i}"
-    return plan, current
 
 
 def blocked_sum(batch: tuple[str, ...], c: Config, inside: str) -> list[Step]:
@@ -366,12 +350,12 @@ def packed_a(p: Product, c: Config, reader: str, at: str) -> list[Step]:
     plan: list[Step] = [CacheRead("a", "ap", reader), StoreAs("ap", (*lead, k, m))]
     if c["pack_a"] == "job":
         return [*plan, ComputeAt("ap", "out", at, "thread")]
-    fused, job = fuse_all("ap", (*lead, "line"), "job")
+    fuse, job = fused("ap", (*lead, "line"), "job")
     plan += [
         Split("ap", k, VECTOR[str(c["isa"])], "line", "word", "guard"),
         Reorder("ap", (*lead, "line", m, "word")),
     ]
-    return [*plan, *fused, Parallel("ap", job), Unroll("ap", "word")]
+    return [*plan, *fuse, Parallel("ap", job), Unroll("ap", "word")]
 
 
 def packed_b(p: Product, c: Config, at: str) -> list[Step]:
@@ -383,8 +367,8 @@ def packed_b(p: Product, c: Config, at: str) -> list[Step]:
     plan: list[Step] = [Vectorize("bp", "nv"), Unroll("bp", "nt")]
     if c["pack_b"] == "job":
         return [*plan, ComputeAt("bp", "out", at, "thread")]
-    fused, job = fuse_all("bp", (*(f"b{i}" for i in range(len(p.b_batch))), "nb"), "job")
-    return [*plan, *fused, Parallel("bp", job)]
+    fuse, job = fused("bp", (*(f"b{i}" for i in range(len(p.b_batch))), "nb"), "job")
+    return [*plan, *fuse, Parallel("bp", job)]
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------
