@@ -18,7 +18,6 @@ from wpk.graph.graph import Graph
 from wpk.planner.candidates import Alternative, Catalogue, Implementation, alternatives, conversion
 from wpk.planner.pbqp import Key, Problem, solve
 
-
 #: See :func:`charge`; the step is in seconds.
 CONVERSION_FACTOR, CONVERSION_STEP = 2.0, 3e-6
 

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import ceil, floor, sqrt
 from statistics import median
 from time import perf_counter
 
@@ -35,14 +34,20 @@ Distance = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], float]
 #: The plan of all providers together; every other plan is of a single library.
 OURS = "tuned"
 
+_RESAMPLES = 400
+
 
 @dataclass(frozen=True)
 class TimingOptions:
-    """At least ``rounds`` rounds of one run of each plan, more until ``seconds`` are over, at most ``most``."""
+    """At least ``rounds`` rounds of one run of each plan, more until ``seconds`` are over, at most ``most``.
+
+    While it is open whether ours wins, up to ``patience`` seconds.
+    """
 
     rounds: int = 11
-    most: int = 101
+    most: int = 201
     seconds: float = 3.0
+    patience: float = 9.0
 
 
 @dataclass(frozen=True)
@@ -144,41 +149,55 @@ def decide(measured: Mapping[str, Measurement]) -> Verdict:
     rival = min(libraries, key=lambda n: (libraries[n].time, n))
     if OURS not in right:
         return Verdict(rival, f"the tuned plan failed: {dict(times).get(OURS, 'it is the same')}", times)
-    low, high = ratio_interval(right[OURS].samples, right[rival].samples)
-    said = f"tuned takes {median_ratio(right[OURS].samples, right[rival].samples):.3f} of {rival}'s time"
-    span = f"interval {low:.3f}–{high:.3f}"
+    ratio, low, high = compare(right[OURS].samples, right[rival].samples)
+    said = f"tuned takes {ratio:.3f} of {rival}'s time (interval {low:.3f}–{high:.3f})"
     if high < 1.0:
-        return Verdict(OURS, f"{said} ({span})", times)
-    return Verdict(rival, f"{said} ({span}): no win beyond noise", times)
+        return Verdict(OURS, said, times)
+    return Verdict(rival, f"{said}: no win beyond noise", times)
 
 
-def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median over rounds of our time by theirs."""
-    return median(a / b for a, b in zip(ours, theirs, strict=False))
+def compare(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """The ratio of our time to theirs, and its 95% interval.
 
-
-def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """A 95% interval of the median ratio, by order statistics: it assumes nothing about the noise."""
-    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=False))
-    half = 1.96 * sqrt(len(ratios)) / 2
-    low, high = floor((len(ratios) - 1) / 2 - half), ceil((len(ratios) - 1) / 2 + half)
-    return ratios[max(low, 0)], ratios[min(high, len(ratios) - 1)]
+    Times are lower quartiles: what else runs on the machine only ever adds. The interval is a bootstrap over rounds, whose
+    samples belong together, so that a drift of the machine meets both. Deterministic.
+    """
+    pairs = np.array(list(zip(ours, theirs, strict=False)))
+    rounds = np.random.default_rng(0).integers(0, len(pairs), (_RESAMPLES, len(pairs)))
+    quartiles = np.quantile(pairs[rounds], 0.25, axis=1)
+    low, high = np.quantile(quartiles[:, 0] / quartiles[:, 1], (0.025, 0.975))
+    whole = np.quantile(pairs, 0.25, axis=0)
+    return float(whole[0] / whole[1]), float(low), float(high)
 
 
 def _interleaved(
     runners: Mapping[str, Runner], feeds: Mapping[str, np.ndarray], options: TimingOptions
 ) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {n: [] for n in runners}
-    start = perf_counter()
-    while runners:
-        # Runs alternate in both directions, so that no plan always follows the same other one.
-        order = list(runners) if len(next(iter(samples.values()))) % 2 else list(runners)[::-1]
-        for name in order:
+    start, count = perf_counter(), 0
+    while runners and not _enough(samples, count, perf_counter() - start, options):
+        # Both directions in turn, so that no plan always follows the same other one.
+        for name in list(runners)[:: 1 if count % 2 else -1]:
             samples[name].append(_timed(runners[name], feeds))
-        count = len(samples[order[0]])
-        if count >= options.most or (count >= options.rounds and perf_counter() - start >= options.seconds):
-            break
+        count += 1
     return samples
+
+
+def _enough(samples: Mapping[str, list[float]], count: int, seconds: float, options: TimingOptions) -> bool:
+    if count >= options.most:
+        return True
+    if count < options.rounds or seconds < options.seconds:
+        return False
+    return seconds >= options.patience or not _open(samples)
+
+
+def _open(samples: Mapping[str, list[float]]) -> bool:
+    """True while 1 lies in the interval of ours against the fastest other."""
+    others = [s for n, s in samples.items() if n != OURS]
+    if OURS not in samples or not others:
+        return False
+    _, low, high = compare(samples[OURS], min(others, key=median))
+    return low <= 1.0 <= high
 
 
 def _timed(runner: Runner, feeds: Mapping[str, np.ndarray]) -> float:
