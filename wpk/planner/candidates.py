@@ -95,10 +95,10 @@ class Catalogue:
             return Implementation(workload, name, config, seconds, True, others)
         out = {name for name, _ in rivals}
         for provider in self.providers:
-            config = None if provider.name in out else self._default(provider, workload)
-            if config is not None:
+            default = None if provider.name in out else self._default(provider, workload)
+            if default is not None:
                 guess = estimate(workload, self.target) + self._charge(provider.name)
-                return Implementation(workload, provider.name, config, guess, False, rivals)
+                return Implementation(workload, provider.name, default, guess, False, rivals)
         return None
 
     def _default(self, provider: Provider, workload: Workload) -> Config | None:
