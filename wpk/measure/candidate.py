@@ -23,7 +23,7 @@ from wpk.runtime.ports import numpy_dtype
 from wpk.runtime.sessions import Region as Session
 
 #: Library calls of these kinds bring threads of their own: the pool's must not spin beside them.
-OWN_THREADS = ("openblas", "onnxruntime")
+OWN_THREADS = ("onnxruntime",)
 
 #: Most copies of the constants of a cold candidate: each costs an argument list.
 MAX_COPIES = 512

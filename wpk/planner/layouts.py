@@ -18,9 +18,6 @@ from wpk.ops.base import Layouts
 
 Variant = Mapping[str, str]
 
-#: Ops for which libraries have channels-last implementations worth trying.
-_CHANNELS_LAST = ("conv", "pool", "eltwise")
-
 
 def channel_blocks(target: Target) -> tuple[int, ...]:
     """Channel blocks that kernels of ``target`` use: its vector's lanes."""
@@ -28,13 +25,11 @@ def channel_blocks(target: Target) -> tuple[int, ...]:
 
 
 def workload_layouts(workload: Workload, target: Target) -> tuple[Layouts, ...]:
-    """The layouts worth trying for a workload, row-major first: those of :mod:`wpk.ops`, and channels last."""
-    found = layouts(workload, channel_blocks(target))
-    blocked = next((x for x in found if all(channel_block(o) > 1 for o in x.outputs)), None)
-    if workload.op not in _CHANNELS_LAST or blocked is None:
-        return found
-    last = Layouts(tuple(map(_last, blocked.inputs)), tuple(map(_last, blocked.outputs)))
-    return (*found, last)
+    """The layouts worth trying for a workload, row-major first: those of :mod:`wpk.ops`.
+
+    Channels last is not among them: no CPU implementation that is best there was seen, and each layout costs measurements.
+    """
+    return layouts(workload, channel_blocks(target))
 
 
 def variants(graph: Graph, node: Node, target: Target) -> tuple[Variant, ...]:
@@ -81,6 +76,3 @@ def _axis_order(t: TensorType) -> list[int]:
     rank = len(t.shape)
     return [0, *range(2, rank), 1] if t.layout == "NHWC" else list(range(rank))
 
-
-def _last(layout: str) -> str:
-    return "NHWC" if channel_block(layout) > 1 else layout

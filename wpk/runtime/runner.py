@@ -27,7 +27,7 @@ from wpk.runtime.ports import NodeArg, check_feed, check_names, check_outputs, n
 from wpk.runtime.sessions import Region
 
 #: Steps of these kinds bring threads of their own: the pool's workers sleep meanwhile. ``spec["own_threads"]`` overrides.
-OWN_THREADS = ("openblas",)
+OWN_THREADS: tuple[str, ...] = ()
 
 
 class Runner:
