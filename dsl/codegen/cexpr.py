@@ -149,8 +149,24 @@ class Expressions(Conditions):
         if stride == 0:
             return Val(f"{self._inside(b, q, names)}[{r}]", ATOM, 0, b.dtype)
         if stride != 1 or r or self.lanes != b.lanes:
-            return self.by_lane(e, b.dtype)
+            return self._shuffled(e, b) or self.by_lane(e, b.dtype)
         return Val(self._inside(b, q, names), ATOM, b.lanes, b.dtype)
+
+    def _shuffled(self, e: Load, b: Binding) -> Val | None:
+        """Lanes of one or two vector registers as one permutation; None when there are more of them, or a mask."""
+        places: list[tuple[int, int]] = []
+        for k in range(self.lanes):
+            with self.lane_fixed(k):
+                const, terms, _ = self.address(e, b)
+            if terms:
+                return None
+            places.append(divmod(const, b.lanes))
+        sources = tuple(dict.fromkeys(q for q, _ in places))
+        if len(sources) > 2 or self.mask is not None:
+            return None
+        first, second = (self._inside(b, q, b.names or []) for q in (sources[0], sources[-1]))
+        ids = ", ".join(str(r if q == sources[0] else r + b.lanes) for q, r in places)
+        return Val(f"__builtin_shufflevector({first}, {second}, {ids})", ATOM, self.lanes, b.dtype)
 
     def in_bounds(self, e: Load, b: Binding) -> bool:
         """Are the indices in range for every value of the loop variables and the lane?"""
