@@ -123,6 +123,8 @@ class _Importer:
             raise ModelError(f"{where}: {error}") from error
         for value in filter(None, proto.output):
             self._type(value, outs.get(value))
+        if proto.op_type == "Reshape":
+            self._check_reshape(where, proto)
         values = evaluate(proto, self.protos, self.constants, self.context)
         if values is not None:
             for value, array in values.items():
@@ -146,6 +148,14 @@ class _Importer:
         name = self._fresh(f"{proto.input[1]}.batch")
         self._constant(name, np.concatenate([[new], target[1:]]).astype(np.int64))
         proto.input[1] = name
+
+    def _check_reshape(self, where: str, proto: NodeProto) -> None:
+        """What onnx's inference leaves to the runtime: the elements must fit."""
+        before, after = self.types[proto.input[0]].shape, self.types[proto.output[0]].shape
+        if -1 not in (*before, *after) and prod(before) != prod(after):
+            raise ModelError(
+                f"{where}: {prod(before)} elements do not fit the shape {'x'.join(map(str, after))}"
+            )
 
     def _lift(self, proto: NodeProto) -> bool:
         if proto.domain not in ("", "ai.onnx"):
