@@ -10,6 +10,7 @@ from wpk.kernels.family import Family
 #: module of this package -> family class
 _FAMILIES = {
     "conv_direct": "ConvDirect",
+    "winograd": "Winograd",
     "gemm": "Gemm",
     "fc": "FullyConnected",
     "matmul": "MatMul",
