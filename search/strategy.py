@@ -6,6 +6,7 @@ A strategy holds its own ``Random(seed)`` and is reproducible: the same seed and
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from random import Random
 from typing import Protocol
 
 from wpk.core.errors import UsageError
@@ -36,8 +37,9 @@ class Strategy(Protocol):
 def make_strategy(name: str, space: Space, seed: int, first: Iterable[Config] = ()) -> Strategy:
     """The strategy ``name`` on ``space``. It begins with ``space.default()``, ``space.first``, then ``first``.
 
-    ``first`` are configs from elsewhere, such as another shape's log: invalid ones are repaired or left out by the
-    strategy. Raises UsageError for an unknown name, ValueError for an empty space.
+    ``first`` are configs from elsewhere, such as another shape's log; see :func:`beginning`.
+
+    Raises UsageError for an unknown name, ValueError for an empty space.
     """
     begin = beginning(space, first)
     if name == "genetic":
@@ -50,6 +52,11 @@ def make_strategy(name: str, space: Space, seed: int, first: Iterable[Config] = 
 
 
 def beginning(space: Space, extra: Iterable[Config]) -> tuple[Config, ...]:
-    """The valid ones of the default, ``space.first`` and ``extra``, in that order, each once."""
-    candidates = (space.default(), *space.first, *extra)
-    return tuple({config_key(c): dict(c) for c in candidates if space.valid(c)}.values())
+    """The default, ``space.first`` and ``extra``, in that order, each once and all valid.
+
+    Configs of ``extra`` that break a constraint or have a value this space lacks are repaired; those of other knobs left out.
+    """
+    rng, names = Random(0), {k.name for k in space.knobs}
+    hints = [space.repair(dict(c), rng) for c in extra if set(c) == names]
+    candidates = (space.default(), *(c for c in space.first if space.valid(c)), *hints)
+    return tuple({config_key(c): dict(c) for c in candidates}.values())

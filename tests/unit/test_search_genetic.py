@@ -14,7 +14,7 @@ from wpk.core.result import config_key
 from wpk.search.genetic import Genetic, GeneticOptions
 from wpk.search.knobs import Choice, Ordered
 from wpk.search.space import Config, Space
-from wpk.search.strategy import STRATEGIES, Strategy, make_strategy
+from wpk.search.strategy import STRATEGIES, Strategy, beginning, make_strategy
 
 Landscape = Callable[[Config], float]
 
@@ -165,6 +165,15 @@ def test_first_configs_come_first_and_known_ones_never(name: str) -> None:
     strategy.tell([(guess, 1.0), (hint, 2.0)])
     proposals = strategy.ask(50)
     assert len(proposals) == 50 and guess not in proposals and hint not in proposals
+
+
+def test_hints_of_other_spaces_are_repaired_or_left_out() -> None:
+    space = Space((Ordered("a", (1, 2, 4), 1), Ordered("b", (1, 2, 4), 1)), (lambda c: int(c["a"]) * int(c["b"]) <= 4,))
+    hints: list[Config] = [{"a": 4, "b": 4}, {"a": 28, "b": 2}, {"c": 1}, {"a": 2, "b": 2}]
+    begun = beginning(space, hints)
+    assert begun[0] == space.default() and all(map(space.valid, begun)) and {"a": 2, "b": 2} in begun
+    assert 3 <= len(begun) <= 4 and any(c["a"] == 4 or c["b"] == 4 for c in begun)
+    assert tuple(make_strategy("random", space, 0, hints).ask(len(begun))) == begun
 
 
 def test_an_unknown_strategy_is_a_usage_error() -> None:

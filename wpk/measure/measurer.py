@@ -34,6 +34,8 @@ from wpk.providers.protocol import Code, Provider
 _COLD_FACTOR = 2
 #: Bytes a second at which data surely reaches a worker, for time limits.
 _TRANSFER = 2e8
+#: Copies of its constants that a session may make: file, parsed model, initializers, prepared form.
+_SESSION_COPIES = 4
 #: Time limit of a candidate when a good one is known: this many seconds, and this many times the good one's.
 _GRACE, _TIMES = 2.0, 100.0
 
@@ -157,11 +159,12 @@ class Measurer:
         else:
             how = self._native(code)
         cold, size = self._cold_bytes, sum(a.nbytes for a in packed)
+        data = how.pop("nbytes", 0) + how.get("workspace", 0) + size * copies_of(size, cold)
         request = request_of(
             kind=code.kind, constants=[self._folder.save(a) for a in packed], cold_bytes=cold,
             timing=asdict(self.options.timing), tolerance=_tolerance(workload, accuracy), **how,
         )  # fmt: skip
-        return _Built(request=request, accuracy=accuracy, nbytes=how.get("workspace", 0) + size * copies_of(size, cold))
+        return _Built(request=request, accuracy=accuracy, nbytes=data)
 
     def _native(self, code: Code) -> Message:
         """The parts of a request that say what to call."""
@@ -178,7 +181,8 @@ class Measurer:
         ports: list[Any] = list(spec["inputs"])  # type: ignore[call-overload]
         held = {ports[i][0]: a for i, a in zip(workload.constants, constants, strict=True)}
         spec["inputs"] = [p for p in ports if p[0] not in held]
-        return {"spec": spec, "model": self._folder.save(np.frombuffer(_holding(model, held), np.uint8))}
+        nbytes = _SESSION_COPIES * sum(a.nbytes for a in constants)
+        return {"spec": spec, "model": self._folder.save(np.frombuffer(_holding(model, held), np.uint8)), "nbytes": nbytes}
 
     def _forget(self, builds: Sequence[_Built]) -> None:
         for request in (b.request or {} for b in builds):
@@ -249,7 +253,7 @@ class Measurer:
 
     def _measurement(self, built: _Built, reply: Message, seconds: float) -> Measurement:
         request = built.request or {}
-        cold = self.options.cold and bool(request.get("constants"))
+        cold = self.options.cold and bool(request.get("constants")) and reply["cold"]
         return Measurement(
             tuple(reply["samples"]), reply["failure"], reply["detail"], reply["error"], float(request.get("tolerance", 0.0)),
             built.seconds, seconds, "cold-weights" if cold else "warm", built.accuracy,
@@ -275,7 +279,7 @@ def _holding(model: bytes, constants: dict[str, np.ndarray]) -> bytes:
 
 
 def _death(died: Died) -> Message:
-    return {"samples": [], "failure": died.kind, "detail": died.detail, "error": 0.0}
+    return {"samples": [], "failure": died.kind, "detail": died.detail, "error": 0.0, "cold": True}
 
 
 def _tolerance(workload: Workload, accuracy: str) -> float:

@@ -6,9 +6,9 @@ killed parent leaves nothing behind, even while a kernel hangs.
 
 Requests (JSON, see :mod:`wpk.measure.frames`), each answered by one reply:
 
-    {"op": "workload", "workload": …, "inputs": [file or null], "expected": [file]}    → {}
-    {"op": "candidate", … see Candidate, "tolerance", "limit", "timing"}               → {"samples", "failure", "detail", "error"}
-    {"op": "again", "candidates": [candidate requests], "rounds", "timing"}            → {"results": [replies as above]}
+    {"op": "workload", "workload", "inputs": [file or null], "expected": [file]}  → {}
+    {"op": "candidate", …: see request_of}       → {"samples", "failure", "detail", "error", "cold"}
+    {"op": "again", "candidates": [candidate requests], "rounds", "timing"}      → {"results": [replies as above]}
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Server:
             candidate, first, reply = self._checked(request)
             if reply["failure"] is not None:
                 return reply
-            return self._rechecked(request, {**reply, "samples": _time(candidate, first, request)})
+            samples, cold = _time(candidate, first, request)
+            return self._rechecked(request, {**reply, "samples": samples, "cold": cold})
         except Exception as error:
             return _failure(*_explain(error))
         finally:
@@ -124,19 +125,19 @@ class Server:
         return {**_failure("wrong", f"after repeated calls: {verdict.problem}"), "error": verdict.error}
 
 
-def _time(candidate: Candidate, first: float, request: Message) -> list[float]:
-    """Samples: few for a candidate that is hopeless even with warm constants, in full for the others."""
+def _time(candidate: Candidate, first: float, request: Message) -> tuple[list[float], bool]:
+    """Samples, and whether constants were cold: few for one that is hopeless even with warm ones, in full for the others."""
     how, limit = Timing(**request["timing"]), request["limit"]
     if limit is not None:
         few = candidate.time(how.glance(limit), cold=False)
         if min(few) > HOPELESS * limit:
-            return few
+            return few, False
         first = min(few)
-    return candidate.time(how.in_full(first))
+    return candidate.time(how.in_full(first)), True
 
 
 def _failure(kind: str | None, detail: str) -> Message:
-    return {"samples": [], "failure": kind, "detail": detail, "error": 0.0}
+    return {"samples": [], "failure": kind, "detail": detail, "error": 0.0, "cold": True}
 
 
 def _closed(entry: tuple[Candidate, Message] | Message, samples: list[float]) -> Message:
