@@ -58,7 +58,7 @@ def space(p: Product, target: Target) -> Space:
         Ordered("panels", (1, 2, 4, 8), 1),
         Ordered("grain", (1, 2, 4, 8), 1),
         Choice("inner", ("strand", "vector"), "strand"),
-        Choice("rows", ("apart", "together") if p.m > 1 else ("apart",), "together" if p.m > 1 else "apart"),
+        Choice("rows", ("apart", "together") if p.m > 1 else ("apart",), "apart"),
     )
 
     def fits(c: Config) -> bool:
@@ -83,7 +83,7 @@ def first_configs(p: Product, target: Target, knobs: tuple[Knob, ...]) -> tuple[
     widths, lanes = [int(t) for t in knobs[1].values], VECTOR[str(base["isa"])]
     found: list[Config] = []
     streams = (
-        ((1, 8, 0), (4, 4, 0), (2, 4, 16), (1, 4, 16)) if p.m == 1 else ((1, 4, 16), (2, 4, 16), (1, 1, 0))
+        ((4, 4, 0), (1, 8, 0), (2, 4, 16), (1, 4, 16)) if p.m == 1 else ((1, 2, 16), (2, 4, 16), (1, 4, 16))
     )
     for strands, unroll, ahead in streams:
         most = max(24 // (p.m * strands), 1)
