@@ -9,7 +9,9 @@ import numpy as np
 
 from wpk.core.pointwise import Input, Literal, Point, substitute
 from wpk.graph.graph import Node
+from wpk.ops import OPERATORS
 from wpk.passes.draft import Draft
+from wpk.passes.fuse import ANCHORS
 from wpk.passes.rewrite import Match
 
 
@@ -118,7 +120,7 @@ class SinkView:
             if view is None or view.op != "view" or draft.types[value] != draft.types[node.outputs[0]]:
                 continue
             maker = draft.maker(view.inputs[0])
-            if maker is not None and maker.op in ("conv", "gemm", "matmul", "pool", "eltwise"):
+            if maker is not None and maker.op in ANCHORS:
                 yield node, view
 
     def check(self, draft: Draft, match: Match) -> str | None:
@@ -223,8 +225,7 @@ class ConstantOperands:
 
     @staticmethod
     def _extra(node: Node) -> range:
-        own = {"conv": 2, "gemm": 2, "matmul": 2, "eltwise": 0}.get(node.op, 1)
-        return range(own, len(node.inputs))
+        return range(OPERATORS[node.op].arity or 0, len(node.inputs))
 
     @staticmethod
     def _single(draft: Draft, node: Node, index: int) -> bool:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from wpk.core.pointwise import Acc, Input, Point, size, substitute
 from wpk.graph.graph import Node
+from wpk.ops import OPERATORS
 from wpk.passes.draft import Draft
 from wpk.passes.rewrite import Match
 
-#: who can take an epilogue, the most worthwhile first, with the number of its own inputs
-ANCHORS = {"conv": 2, "gemm": 2, "matmul": 2, "eltwise": 0, "pool": 1}
+#: who takes an eltwise in, the most worthwhile first
+ANCHORS = ("conv", "gemm", "matmul", "eltwise", "pool")
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class FuseEpilogue:
         makers = [
             m for v in dict.fromkeys(node.inputs) if (m := draft.maker(v)) is not None and m.op in ANCHORS
         ]
-        order = list(ANCHORS)
-        for maker in sorted(makers, key=lambda m: (order.index(m.op), -draft.rank[m.name])):
+        for maker in sorted(makers, key=lambda m: (ANCHORS.index(m.op), -draft.rank[m.name])):
             yield node, maker
 
     def check(self, draft: Draft, match: Match) -> str | None:
@@ -87,7 +87,7 @@ def joint(node: Node, anchor: Node) -> tuple[Point, tuple[str, ...]]:
     assert node.epilogue is not None
     (value,) = anchor.outputs
     inner = anchor.epilogue if anchor.epilogue is not None else Acc()
-    inputs, own = list(anchor.inputs), ANCHORS[anchor.op]
+    inputs, own = list(anchor.inputs), OPERATORS[anchor.op].arity or 0
 
     def leaf(point: Point) -> Point:
         if not isinstance(point, Input):
