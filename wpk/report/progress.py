@@ -170,7 +170,8 @@ def table(tally: Tally) -> Table:
 
 
 def _costliest(tally: Tally) -> list[TaskState]:
-    return sorted(tally.tasks.values(), key=lambda s: -s.share)[:_ROWS]
+    tried = (s for s in tally.tasks.values() if s.trials)
+    return sorted(tried, key=lambda s: -s.share)[:_ROWS]
 
 
 def _line(state: TaskState) -> str:
