@@ -16,7 +16,7 @@ from wpk.core.target import Target
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
 from wpk.graph.graph import Graph, Node
-from wpk.planner.candidates import Catalogue
+from wpk.planner.candidates import SEGMENT, Catalogue
 from wpk.planner.choose import Choices, choose
 from wpk.planner.layouts import same_bytes, slices, variants
 from wpk.providers.protocol import Code, Support
@@ -133,11 +133,12 @@ def test_the_fastest_provider_wins_and_rivals_are_told() -> None:
     assert chosen.rivals == (("slow", 3.0), ("wrong", "wrong"), ("none", "none has no conv"))
 
 
-def test_onnxruntime_pays_for_leaving_the_executor() -> None:
+def test_onnxruntime_is_for_what_nothing_else_computes() -> None:
     times = Times({("conv", "ROW", "ROW"): {"onnxruntime": 1e-5, "fake": 2e-5}})
-    providers = (Fake("onnxruntime"), Fake())
-    chosen = [choose(chain("conv"), Catalogue(providers, times, TARGET, segment=s)) for s in (0.0, 3e-5)]
-    assert [c.nodes["conv0"].implementation.provider for c in chosen] == ["onnxruntime", "fake"]
+    chosen = choose(chain("conv"), Catalogue((Fake("onnxruntime"), Fake()), times, TARGET)).nodes["conv0"].implementation
+    assert chosen.provider == "fake" and ("onnxruntime", 1e-5 + SEGMENT) in chosen.rivals
+    alone = choose(chain("conv"), Catalogue((Fake("onnxruntime"),), times, TARGET)).nodes["conv0"].implementation
+    assert alone.provider == "onnxruntime"
 
 
 def test_measurements_of_providers_not_asked_for_do_not_count() -> None:
