@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
 
 from wpk.dsl.ir import Binary, Cast, Const, Expr, Load, Select, Unary, Var
 
@@ -142,7 +143,20 @@ def _divide(form: Linear, c: int, ranges: Ranges) -> Linear:
     span = interval(rest, ranges)
     if span and span[0] // c == span[1] // c:
         return Linear(whole.const + span[0] // c, whole.terms)
+    coarse = _coarse(rest, c, ranges)
+    if coarse:
+        return whole.plus(_divide(coarse[1], c // coarse[0], ranges))
     return whole.plus(Linear(0, {Binary("//", rest.expr(), Const(c)): 1}))
+
+
+def _coarse(form: Linear, c: int, ranges: Ranges) -> tuple[int, Linear, Linear] | None:
+    """``form = g * steps + fine`` with g a divisor of c and ``0 <= fine < g``: then form // c is steps // (c / g)."""
+    for g in sorted({gcd(k, c) for k in form.terms.values()} - {1}, reverse=True):
+        steps, fine = _parts(form, g)
+        span = interval(fine, ranges)
+        if steps.terms and span and span[0] >= 0 and span[1] < g:
+            return g, steps, fine
+    return None
 
 
 def _modulo(form: Linear, c: int, ranges: Ranges) -> Linear:
@@ -152,6 +166,10 @@ def _modulo(form: Linear, c: int, ranges: Ranges) -> Linear:
     span = interval(rest, ranges)
     if span and span[0] // c == span[1] // c:
         return Linear(rest.const - c * (span[0] // c), rest.terms)
+    coarse = _coarse(rest, c, ranges)
+    if coarse:
+        g, steps, fine = coarse
+        return fine.plus(_modulo(steps, c // g, ranges), g)
     return Linear(0, {Binary("%", rest.expr(), Const(c)): 1})
 
 
