@@ -20,6 +20,8 @@ _FAMILIES = {
     "pool": "Pool",
     "softmax": "Softmax",
     "lrn": "Lrn",
+    "transpose": "Transpose",
+    "convert": "Convert",
 }
 
 
