@@ -416,7 +416,7 @@ class _Lowering:
 
     def _prefetch(self, walk: _Walk, inner: tuple[str, ...], hint: PrefetchOf) -> Body:
         """One hint for each pure iteration inside that reads another line of the tensor."""
-        if not isinstance(walk.env.get(hint.loop), Var):
+        if hint.distance and not isinstance(walk.env.get(hint.loop), Var):
             return ()
         reduced = _carried(
             walk.nest, {a.name for a in walk.stage.reduce.axes} if walk.stage.reduce else set()
@@ -428,6 +428,8 @@ class _Lowering:
         for n in inner:
             ahead.env[n] = Var(f"{walk.stage.name}_{n}_ahead") if n in loops else ZERO
         env, _ = self._axes(ahead)
+        for axis, delta in hint.shift:
+            env[axis] = env[axis] + delta
         load = next((x for x in self.loads[walk.stage.name] if x.buffer == hint.tensor), None)
         if load is None:
             raise ScheduleError(f"prefetch {hint.tensor}: {walk.stage.name} no longer reads it")

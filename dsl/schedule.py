@@ -74,12 +74,13 @@ class Placement:
 
 @dataclass(frozen=True)
 class PrefetchOf:
-    """At each iteration of ``loop``, ask for what ``tensor`` will give ``distance`` iterations later."""
+    """At each iteration of ``loop``, ask for what ``tensor`` will give ``distance`` iterations later, moved by ``shift``."""
 
     loop: str
     tensor: str
     distance: int
     locality: int
+    shift: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -548,6 +549,9 @@ class Prefetch:
     """Prefetch what ``tensor`` (read by ``stage``) will give ``distance`` iterations of ``loop`` later.
 
     for k: S(w[k])     →     for k: prefetch(w[k + distance]); S(w[k])
+
+    ``shift`` moves axes besides: (("ob", 2),) asks for the weights of the tile after this one while this one is computed,
+    so that memory and arithmetic overlap.
     """
 
     stage: str
@@ -555,6 +559,7 @@ class Prefetch:
     loop: str
     distance: int
     locality: int = 3
+    shift: tuple[tuple[str, int], ...] = ()
 
     def apply(self, s: Scheduled) -> Scheduled:
         where = f"prefetch {self.tensor} in {self.stage}.{self.loop}"
@@ -563,7 +568,7 @@ class Prefetch:
             any(x.buffer == self.tensor for x in loads(_stage(s, self.stage).value)),
             f"{where}: not read there",
         )
-        new = PrefetchOf(self.loop, self.tensor, self.distance, self.locality)
+        new = PrefetchOf(self.loop, self.tensor, self.distance, self.locality, self.shift)
         return replace(s, prefetches={**s.prefetches, self.stage: (*s.prefetches.get(self.stage, ()), new)})
 
 

@@ -38,6 +38,8 @@ from wpk.search.space import Space
 
 REGISTERS = {"avx512": 32, "avx2": 16, "neon": 32, "scalar": 16}
 TILE_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 18, 20, 24, 28)
+#: The value of the knob ``prefetch`` that asks for the next tile's weights instead of the next iterations'.
+PANEL = -1
 LANES = {"avx512": 16, "avx2": 8, "neon": 4, "scalar": 1}
 
 
@@ -186,7 +188,7 @@ def space(s: Shape, target: Target) -> Space:
         Ordered("grain", (1, 2, 4), 1),
         Choice("tail", ("cut", "shift"), "cut"),
         Choice("pad", ("root", "rows") if s.padded else ("none",), "root" if s.padded else "none"),
-        Ordered("prefetch", (0, 4, 8, 16), 0),
+        Ordered("prefetch", (PANEL, 0, 4, 8, 16), 0),
     )
 
     def in_one_group(config: Config) -> bool:
@@ -206,9 +208,11 @@ def first_configs(s: Shape, target: Target, knobs: tuple[Choice | Ordered, ...])
     """Analytic first guesses: the register tiles of least estimated time, each with its best way to divide the work."""
     base: Config = {k.name: k.default for k in knobs}
     values = {k.name: k.values for k in knobs}
+    # Panels that a core's L2 holds twice can come from memory while the one before is used.
+    early = PANEL if s.cg * s.kh * s.kw * s.block * 4 * 4 < target.l2 else 4
     ways: list[Config] = [
-        {"parallel": "both", "order": "k_outer", "prefetch": 4},
-        {"parallel": "pixels", "order": "row_outer", "prefetch": 8},
+        {"parallel": "both", "order": "k_outer", "prefetch": early},
+        {"parallel": "pixels", "order": "row_outer", "prefetch": early},
         {"parallel": "channels", "order": "k_outer", "prefetch": 8},
         {"parallel": "both_k", "order": "row_outer", "prefetch": 0},
     ]
@@ -305,9 +309,14 @@ def reduction(s: Shape, c: Config) -> list[Step]:
         Reorder("acc", ("n", "oh", *outer, "c_u", "ow", "ob", "ov")),
         Unroll("acc", "c_u"), Unroll("acc", "ow"), Unroll("acc", "ob"), Vectorize("acc", "ov"),
     ]  # fmt: skip
-    if int(c["prefetch"]):
-        plan.append(Prefetch("acc", "w", "c_m", int(c["prefetch"])))
-    return plan
+    return [*plan, *weight_prefetch("acc", "w", "ob", c)]
+
+
+def weight_prefetch(stage: str, tensor: str, channels: str, c: Config) -> list[Step]:
+    """Hints some iterations ahead, or, for PANEL, of the next channel tile's weights, which come while this tile is computed."""
+    if c["prefetch"] == PANEL:
+        return [Prefetch(stage, tensor, "c_u", 0, 2, ((channels, int(c["tile_k"])),))]
+    return [Prefetch(stage, tensor, "c_m", int(c["prefetch"]))] if int(c["prefetch"]) else []
 
 
 def padding(s: Shape, c: Config, at: str) -> list[Step]:

@@ -25,7 +25,6 @@ from wpk.dsl.schedule import (
     Fuse,
     Inline,
     Parallel,
-    Prefetch,
     Reorder,
     Split,
     Step,
@@ -33,7 +32,7 @@ from wpk.dsl.schedule import (
     Vectorize,
     schedule,
 )  # fmt: skip
-from wpk.kernels.conv_direct import LANES, REGISTERS, TILE_WIDTHS, Shape, shape_of
+from wpk.kernels.conv_direct import LANES, PANEL, REGISTERS, TILE_WIDTHS, Shape, shape_of, weight_prefetch
 from wpk.kernels.epilogue import ZERO, Operands
 from wpk.kernels.family import Built
 from wpk.search.knobs import Choice, Ordered
@@ -222,7 +221,7 @@ def space(s: Shape, target: Target) -> Space:
         Ordered("grain", (1, 2), 1),
         Ordered("unroll_c", (1, 2, 4, 8, 16), 4),
         Choice("pad", ("inline", "root"), "inline"),
-        Ordered("prefetch", (0, 4, 8, 16), 0),
+        Ordered("prefetch", (PANEL, 0, 4, 8, 16), 0),
     )  # fmt: skip
 
     def fits(c: Config) -> bool:
@@ -238,7 +237,11 @@ def space(s: Shape, target: Target) -> Space:
     def made_before_use(c: Config) -> bool:
         return c["input"] == "root" or c["parallel"] == "tiles"
 
-    return Space(knobs, (fits, nested, made_before_use), first_configs(s, target, {k.name: k.default for k in knobs}, blocks))
+    return Space(
+        knobs,
+        (fits, nested, made_before_use),
+        first_configs(s, target, {k.name: k.default for k in knobs}, blocks),
+    )
 
 
 def first_configs(s: Shape, target: Target, base: Config, blocks: tuple[int, ...]) -> tuple[Config, ...]:
@@ -257,8 +260,18 @@ def first_configs(s: Shape, target: Target, base: Config, blocks: tuple[int, ...
             found.append({**base, "m": m, "block": block, "tile_t": _tile(block)})
         wide: Config = {**base, "m": m, "tile_t": _tile(total), "input": "root"}
         small = max((b for b in blocks if b <= min(total, 16)), default=min(blocks))
-        found.append({**wide, "parallel": "points", "block": small, "tile_t": min(_tile(total), small), "prefetch": 8})
-        found.append({**wide, "parallel": "both", "block": max((b for b in blocks if b <= total), default=min(blocks))})
+        found.append(
+            {
+                **wide,
+                "parallel": "points",
+                "block": small,
+                "tile_t": min(_tile(total), small),
+                "prefetch": PANEL,
+            }
+        )
+        found.append(
+            {**wide, "parallel": "both", "block": max((b for b in blocks if b <= total), default=min(blocks))}
+        )
     return tuple(found)
 
 
@@ -331,9 +344,7 @@ def product(c: Config) -> list[Step]:
         Reorder("acc", ("xi", "nu", "c_o", "c_m", "c_u", "t", "kb", "kv")),
         Unroll("acc", "c_u"), Unroll("acc", "t"), Unroll("acc", "kb"), Vectorize("acc", "kv"),
     ]  # fmt: skip
-    if int(c["prefetch"]):
-        plan.append(Prefetch("acc", "u", "c_m", int(c["prefetch"])))
-    return plan
+    return [*plan, *weight_prefetch("acc", "u", "kb", c)]
 
 
 def input_transform(at: str) -> list[Step]:

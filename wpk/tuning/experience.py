@@ -35,7 +35,7 @@ class Experience:
             for provider in {r.provider for r in self._table.records(workload)}:
                 self._by_op.setdefault((workload.op, provider), []).append(workload)
 
-    def configs(self, workload: Workload, provider: str, most: int = 3) -> list[Config]:
+    def configs(self, workload: Workload, provider: str, most: int = 2) -> list[Config]:
         """The best configs of ``provider`` on this workload; where it was never tuned, on the most similar ones."""
         exact = [c for _, c, _ in self._table.ranked(workload, provider)[:most]]
         if exact:

@@ -260,6 +260,8 @@ class _Tuner:
         if len(rivals) < 2 or all(r.stage == "final" for r in rivals):
             return
         candidates = [(providers[r.provider], r.config) for r in rivals]
+        if self._late_by(sum(r.measurement.build_s + r.measurement.measure_s for r in rivals)):
+            return
         found = self._measurer.measure_again(task.workload, candidates)
         arms = {a.provider.name: a for a in self._arms if a.task == index}
         for (provider, config), measurement in zip(candidates, found, strict=True):
@@ -335,6 +337,11 @@ class _Tuner:
                 self._tasks[arm.task], record.provider, record.config, record.measurement, improved, reused
             )
         )
+
+    def _late_by(self, seconds: float) -> bool:
+        """True when something that takes ``seconds`` would end after the budget."""
+        budget = self._options.budget
+        return budget is not None and monotonic() - self._start + seconds >= budget
 
     def _late(self, reserve: float) -> bool:
         budget = self._options.budget
