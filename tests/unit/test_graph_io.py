@@ -112,6 +112,49 @@ def test_control_flow_is_opaque_and_sees_what_it_captures(tmp_path: Path) -> Non
     assert sorted(ops(optimized(model, tmp_path))) == ["eltwise", "eltwise", "region"]
 
 
+@pytest.mark.parametrize("condition", [True, False])
+def test_an_if_with_a_known_condition_is_its_branch(condition: bool, tmp_path: Path) -> None:
+    outs = [onnx.ValueInfoProto(name=v) for v in ("p", "q")]
+    deeper = helper.make_graph(
+        [node("Sub", ["p", "x"], ["d"])], "deeper", [], [onnx.ValueInfoProto(name="d")]
+    )
+    then = helper.make_graph(
+        [node("Add", ["x", "k"], ["p"]), node("If", ["flag"], ["q"], then_branch=deeper, else_branch=deeper)],
+        "then", [], outs, [numpy_helper.from_array(normal(4), "k")],
+    )  # fmt: skip
+    other = helper.make_graph([node("Mul", ["x", "x"], ["p"]), node("Neg", ["p"], ["q"])], "else", [], outs)
+    nodes = [
+        node("If", ["flag"], ["a", "b"], then_branch=then, else_branch=other),
+        node("If", ["flag"], ["c", "e"], then_branch=then, else_branch=other),
+        node("Sum", ["a", "b", "c", "e"], ["y"]),
+    ]  # fmt: skip
+    model = make(nodes, {"x": [4]}, ["y"], {"flag": np.array(condition)})
+    assert set(ops(optimized(model, tmp_path))) == {"eltwise"}
+
+
+def test_a_scalar_from_control_flow_has_a_shape(tmp_path: Path) -> None:
+    out = [onnx.ValueInfoProto(name="s")]
+    then = helper.make_graph([node("ReduceSum", ["x"], ["s"], keepdims=0)], "then", [], out)
+    other = helper.make_graph([node("ReduceMax", ["x"], ["s"], keepdims=0)], "else", [], out)
+    nodes = [node("If", ["flag"], ["a"], then_branch=then, else_branch=other), node("Add", ["x", "a"], ["y"])]
+    flag = [node("ReduceMin", ["x"], ["m"], keepdims=0), node("Cast", ["m"], ["flag"], to=TensorProto.BOOL)]
+    graph = optimized(make([*flag, *nodes], {"x": [4]}, ["y"]), tmp_path)
+    assert graph.types["a"].shape == () and ops(graph) == ["region", "eltwise"]
+
+
+def test_what_computes_imports_though_inference_refuses(tmp_path: Path) -> None:
+    constants = {
+        "start": np.array(0),
+        "stop": np.array([6]),
+        "step": np.array(1),
+    }  # a range's ends should be scalars
+    nodes = [
+        node("Range", ["start", "stop", "step"], ["r"]), node("Cast", ["r"], ["f"], to=FLOAT), node("Add", ["x", "f"], ["y"]),
+    ]  # fmt: skip
+    graph = load(make(nodes, {"x": [6]}, ["y"], constants), tmp_path)
+    np.testing.assert_array_equal(graph.constants["f"], np.arange(6, dtype=np.float32))
+
+
 def test_contrib_operators_get_their_types_from_onnxruntime(tmp_path: Path) -> None:
     nodes = [node("FastGelu", ["x"], ["g"], domain="com.microsoft"), node("Relu", ["g"], ["y"])]
     graph = optimized(make(nodes, {"x": [2, 3]}, ["y"], domains={"com.microsoft": 1}), tmp_path)

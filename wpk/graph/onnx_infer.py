@@ -46,12 +46,12 @@ class Context:
         return [helper.make_opsetid(d, v) for d, v in self.opsets.items()]
 
     def model(
-        self, node: NodeProto, inputs: Sequence[onnx.ValueInfoProto], constants: Mapping[str, np.ndarray]
-    ) -> bytes:
-        """A serialized model of one node."""
-        outputs = [onnx.ValueInfoProto(name=v) for v in node.output if v]
+        self, inputs: Sequence[onnx.ValueInfoProto], constants: Mapping[str, np.ndarray], *nodes: NodeProto
+    ) -> bytes:  # fmt: skip
+        """A serialized model of a node, or of a few; its outputs are those of the last."""
+        outputs = [onnx.ValueInfoProto(name=v) for v in nodes[-1].output if v]
         initializers = [numpy_helper.from_array(a, v) for v, a in constants.items()]
-        graph = helper.make_graph([node], "node", list(inputs), outputs, initializers)
+        graph = helper.make_graph(nodes, "node", list(inputs), outputs, initializers)
         model = helper.make_model(graph, opset_imports=self.imports, ir_version=self.ir_version)
         return bytes(model.SerializeToString())
 
@@ -88,49 +88,65 @@ def infer(
     Raises ValueError with the reason when the node's inputs do not fit it, or when nobody knows the operator.
     """
     domain = "" if node.domain == "ai.onnx" else node.domain
-    found: dict[str, TypeProto] = {}
-    if onnx.defs.has(node.op_type, max_inclusive_version=context.opsets.get(domain, 1), domain=domain):
-        found = _infer_onnx(node, domain, types, constants, context)
-    if all(is_static(found.get(v)) for v in node.output if v):
+    found, error = _infer_onnx(node, domain, types, constants, context)
+    if error is None and all(is_static(found.get(v)) for v in node.output if v):
         return found
-    return {**found, **_infer_runtime(node, types, constants, context, must=not found and domain != "")}
+    more, refusal = _infer_runtime(node, types, constants, context)
+    # onnx's inference is stricter than what runs, so its word counts only when the other refuses too
+    if refusal is not None and (error is not None or (domain and not found)):
+        raise ValueError(error or refusal)
+    return {**found, **more}
+
+
+Inferred = tuple[dict[str, TypeProto], str | None]
 
 
 def _infer_onnx(
-    node: NodeProto,
-    domain: str,
-    types: Mapping[str, TypeProto],
-    constants: Mapping[str, np.ndarray],
-    context: Context,
-) -> dict[str, TypeProto]:
-    schema = onnx.defs.get_schema(node.op_type, context.opsets[domain], domain)
+    node: NodeProto, domain: str, types: Mapping[str, TypeProto], constants: Mapping[str, np.ndarray], context: Context
+) -> Inferred:  # fmt: skip
+    """The types that onnx's inference finds, or the reason why it refuses the node."""
+    version = context.opsets.get(domain, 1)
+    if not onnx.defs.has(node.op_type, max_inclusive_version=version, domain=domain):
+        return {}, None
+    schema = onnx.defs.get_schema(node.op_type, version, domain)
     data = {v: numpy_helper.from_array(constants[v], v) for v in node.input if _is_small(constants.get(v))}
     mine = {v: types[v] for v in (*node.input, *captured(node)) if v}
     try:
-        return shape_inference.infer_node_outputs(
+        found = shape_inference.infer_node_outputs(
             schema, node, mine, data, None, context.imports, context.ir_version
         )
     except shape_inference.InferenceError as error:
-        raise ValueError(str(error).strip().splitlines()[0]) from error
+        return {}, _first_line(error)
+    return found, None
 
 
 def _infer_runtime(
-    node: NodeProto,
-    types: Mapping[str, TypeProto],
-    constants: Mapping[str, np.ndarray],
-    context: Context,
-    must: bool,
-) -> dict[str, TypeProto]:
+    node: NodeProto, types: Mapping[str, TypeProto], constants: Mapping[str, np.ndarray], context: Context
+) -> Inferred:  # fmt: skip
+    """The static types that ONNX Runtime finds, or the reason why it refuses the node."""
     names = list(dict.fromkeys(v for v in (*node.input, *captured(node)) if v))
     known = {v: constants[v] for v in names if _is_small(constants.get(v))}
     inputs = [helper.make_value_info(v, types[v]) for v in names if v not in known]
     try:
-        session = _session(context.model(node, inputs, known))
+        session = _session(context.model(inputs, known, node))
     except Exception as error:  # onnxruntime raises its own classes, which share no base
-        if must:
-            raise ValueError(str(error).strip().splitlines()[0]) from error
-        return {}
-    return {o.name: t for o in session.get_outputs() if (t := _runtime_type(o)) is not None}
+        return {}, _first_line(error)
+    found = {o.name: t for o in session.get_outputs() if (t := _runtime_type(o)) is not None}
+    return {
+        v: t for v, t in found.items() if tensor_type(t).shape or _is_scalar(node, v, inputs, known, context)
+    }, None
+
+
+def _is_scalar(
+    node: NodeProto, value: str, inputs: list[onnx.ValueInfoProto], known: Mapping[str, np.ndarray], context: Context
+) -> bool:  # fmt: skip
+    """ONNX Runtime prints a scalar's shape and an unknown one alike; only a scalar's shape has no elements."""
+    shape = helper.make_node("Shape", [value], [f"{value}/shape"])
+    return bool(_session(context.model(inputs, known, node, shape)).get_outputs()[0].shape == [0])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _runtime_type(arg: Any) -> TypeProto | None:
@@ -209,7 +225,7 @@ def _by_runtime(
     ):
         return None
     try:
-        values = _session(context.model(node, inputs, {})).run(outputs, {v: constants[v] for v in names})
+        values = _session(context.model(inputs, {}, node)).run(outputs, {v: constants[v] for v in names})
     except Exception:  # an operator or dtype that ONNX Runtime cannot run here stays a node
         return None
     return dict(zip(outputs, values, strict=True)) if all(isinstance(v, np.ndarray) for v in values) else None

@@ -22,6 +22,7 @@ from wpk.core.tensor import TensorType
 from wpk.graph.graph import Graph, Node
 from wpk.graph.onnx_export import export_model, export_region
 from wpk.graph.onnx_infer import Context, captured, evaluate, infer, proto_type, tensor_type
+from wpk.graph.onnx_inline import taken_branch
 from wpk.graph.onnx_read import read_model
 from wpk.ops import lift
 from wpk.ops.base import Builder, Foreign
@@ -44,7 +45,7 @@ def load_model(
     importer.feed(dict(shapes or {}), batch)
     for index, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{index}"
-        importer.add(node)
+        importer.add(ir.serde.serialize_node(node))
     return importer.finish()
 
 
@@ -107,30 +108,52 @@ class _Importer:
         self.inputs.append(name)
         self._type(name, proto_type(value.dtype.numpy(), shape))
 
-    def add(self, node: ir.Node) -> None:
-        """One node: folded, lifted or opaque."""
-        proto = ir.serde.serialize_node(node)
+    def add(self, proto: NodeProto) -> None:
+        """One node: folded, lifted or opaque; an If whose condition is known is its branch."""
         free = captured(proto)
-        where = f"{self.path}: node {node.name!r} ({node.op_type})"
+        where = f"{self.path}: node {proto.name!r} ({proto.op_type})"
         for value in (*proto.input, *free):
             if value and value not in self.types:
                 raise ModelError(f"{where}: input {value!r} is made by no earlier node")
+        if proto.op_type == "If" and proto.input[0] in self.constants:
+            self._splice(proto)
+        else:
+            self._add(proto, free, where)
+
+    def _splice(self, proto: NodeProto) -> None:
+        """The branch that the condition takes."""
+        condition = bool(self.constants[proto.input[0]].reshape(-1)[0])
+        nodes, constants = taken_branch(proto, condition, lambda hint: self._reserve(hint, []))
+        for name, array in constants.items():
+            self._constant(name, array)
+        self.used |= {v for n in nodes for v in (*n.input, *captured(n)) if v}
+        for node in nodes:
+            self.add(node)
+
+    def _add(self, proto: NodeProto, free: tuple[str, ...], where: str) -> None:
         if self.batches and proto.op_type == "Reshape":
             self._rebatch(proto)
-        try:
-            outs = infer(proto, self.protos, self.constants, self.context)
-        except ValueError as error:
-            raise ModelError(f"{where}: {error}") from error
-        for value in filter(None, proto.output):
-            self._type(value, outs.get(value))
-        if proto.op_type == "Reshape":
+        refusal = self._infer(proto)
+        if proto.op_type == "Reshape" and refusal is None:
             self._check_reshape(where, proto)
         values = evaluate(proto, self.protos, self.constants, self.context)
         if values is not None:
             for value, array in values.items():
                 self._constant(value, array)
+        elif refusal is not None:
+            raise ModelError(f"{where}: {refusal}")
         elif not self._lift(proto):
             self._opaque(proto, free)
+
+    def _infer(self, proto: NodeProto) -> str | None:
+        """Type the outputs; or the reason why inference refuses, which is stricter than computing."""
+        try:
+            outs = infer(proto, self.protos, self.constants, self.context)
+        except ValueError as error:
+            return str(error)
+        for value in filter(None, proto.output):
+            self._type(value, outs.get(value))
+        return None
 
     def _rebatch(self, proto: NodeProto) -> None:
         """A reshape to the old batch reshapes to the new one, if it reshapes a whole batch."""
