@@ -22,6 +22,7 @@ _FAMILIES = {
     "lrn": "Lrn",
     "transpose": "Transpose",
     "convert": "Convert",
+    "concat": "Concat",
 }
 
 

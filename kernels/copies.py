@@ -166,24 +166,24 @@ def _square(c: Config) -> bool:
 
 def copy_steps(copy: Copy, c: Config) -> list[Step]:
     """The schedule of a config that moves elements as they are."""
-    return _row_steps(copy, c) if copy.rows else _tile_steps(copy, c)
+    return row_steps(copy, c) if copy.rows else _tile_steps(copy, c)
 
 
-def _row_steps(copy: Copy, c: Config) -> list[Step]:
+def row_steps(copy: Copy, c: Config, stage: str = "out") -> list[Step]:
     """parallel outer loops: for vectors of the row, ``unroll`` at a time.
 
     ``rows`` divides all loops but the row's among threads, ``blocks`` keeps the innermost of them whole.
     """
     width, last = min(max(LANES[str(c["isa"])], 4), copy.run), copy.last
     plan: list[Step] = [
-        Split("out", last, width * int(c["unroll"]), "v_m", "v_i"), Split("out", "v_i", width, "v_u", "v"),
-        Unroll("out", "v_u"), Vectorize("out", "v"),
+        Split(stage, last, width * int(c["unroll"]), "v_m", "v_i"), Split(stage, "v_i", width, "v_u", "v"),
+        Unroll(stage, "v_u"), Vectorize(stage, "v"),
     ]  # fmt: skip
     if c["parallel"] == "vectors":
-        return [*plan, Reorder("out", ("v_m", *copy.lead, "v_u", "v")), Parallel("out", "v_m", int(c["grain"]))]
+        return [*plan, Reorder(stage, ("v_m", *copy.lead, "v_u", "v")), Parallel(stage, "v_m", int(c["grain"]))]
     if c["parallel"] == "serial":
         return plan
-    return [*plan, *_jobs(copy.lead[:-1] if c["parallel"] == "blocks" else copy.lead, c)]
+    return [*plan, *_jobs(stage, copy.lead[:-1] if c["parallel"] == "blocks" else copy.lead, c)]
 
 
 def _tile_steps(copy: Copy, c: Config) -> list[Step]:
@@ -200,7 +200,7 @@ def _tile_steps(copy: Copy, c: Config) -> list[Step]:
         Split("out", copy.last, int(c["tile_out"]), "b_o", "b_t", "shift"),
         Reorder("out", (*outer, *tile)), inner,
     ]  # fmt: skip
-    return plan if c["parallel"] == "serial" else [*plan, *_jobs(outer, c)]
+    return plan if c["parallel"] == "serial" else [*plan, *_jobs("out", outer, c)]
 
 
 def _network_steps(copy: Copy, tile: int, c: Config) -> list[Step]:
@@ -224,6 +224,6 @@ def _outer(copy: Copy, c: Config) -> tuple[str, ...]:
     return (*copy.lead, *(("a_o", "b_o") if c["order"] == "in_out" else ("b_o", "a_o")))
 
 
-def _jobs(outer: tuple[str, ...], c: Config) -> list[Step]:
-    joined, job = fused("out", outer)
-    return [*joined, Parallel("out", job, int(c["grain"]))]
+def _jobs(stage: str, outer: tuple[str, ...], c: Config) -> list[Step]:
+    joined, job = fused(stage, outer)
+    return [*joined, Parallel(stage, job, int(c["grain"]))]
