@@ -67,7 +67,8 @@ def shape_of(workload: Workload) -> Shape:
     out = workload.outputs[0]
     spreads = [spread(t, out, i in workload.constants) for i, t in enumerate(workload.inputs)]
     block = block_of(out.layout)
-    zeros = block > 1 and out.shape[1] % block != 0 and not vanishes(workload.epilogue)
+    alive = [i for i, t in enumerate(workload.inputs) if padded(t.shape, len(out.shape))[1:2] == (1,)]
+    zeros = block > 1 and out.shape[1] % block != 0 and not vanishes(workload.epilogue, alive)
     groups = _groups(out.physical, [s for s in spreads if not isinstance(s, str)], zeros)
     extents = tuple(prod(out.physical[d] for d in g) for g in groups)
     operands = tuple(tuple(prod(int(s[d]) for d in g) for g in groups) for s in spreads)
@@ -118,14 +119,20 @@ def space(workload: Workload, s: Shape, target: Target) -> Space:
     assert workload.epilogue is not None
     kinds, best = isas(target), isas(target)[0]
     inner, outer = s.extents[-1], s.count // s.extents[-1]
-    ways = ("serial", *(("outer",) if outer > 1 else ()), *(("inner",) if inner > 1 else ()))
+    blocks = prod(s.extents[:-2])
+    ways = ("serial", *(("outer",) if outer > 1 else ()), *(("blocks",) if 1 < blocks < outer else ()),
+            *(("inner",) if inner > 1 else ()))  # fmt: skip
     unrolls = tuple(u for u in (1, 2, 4, 8) if u == 1 or u * LANES[best] <= inner)
     tails = ("cut", "mask") if inner % LANES[best] and inner > LANES[best] and s.channels is None else ("cut",)
     grains = (1, 4, 16, 64, 256)
     work = s.count * (1 + size(workload.epilogue) // 4 + _costly(str(workload.epilogue)))
-    way = "serial" if work < SMALL or target.threads == 1 else "outer" if outer >= 4 * target.threads else "inner"
+    way = "outer" if outer >= 4 * target.threads else "inner"
+    if inner < 256 and blocks >= 4 * target.threads:
+        way = "blocks"  # short rows: finding a row's place costs as much as the row
+    if work < SMALL or target.threads == 1:
+        way = "serial"
     unroll = nearest(unrolls, 4)
-    step = inner if way == "outer" else unroll * LANES[best] * outer
+    step = {"outer": inner, "blocks": s.count // max(blocks, 1)}.get(way, unroll * LANES[best] * outer)
     knobs: tuple[Knob, ...] = (
         Choice("isa", kinds, best),
         Ordered("unroll", unrolls, unroll),
@@ -154,6 +161,7 @@ def _costly(text: str) -> int:
 def steps(s: Shape, c: Config) -> list[Step]:
     """[parallel] for the outer dimensions: for vectors of the last one, ``unroll`` at a time.
 
+    ``outer`` divides all outer dimensions among threads, ``blocks`` keeps the innermost of them whole.
     The remainder of a row is a shorter loop (``cut``), or one vector under a mask (``mask``).
     """
     isa, last = str(c["isa"]), f"i{len(s.extents) - 1}"
@@ -170,7 +178,7 @@ def steps(s: Shape, c: Config) -> list[Step]:
         plan.append(Segment("out", "v_m", (-1,)))
     if c["parallel"] == "serial" or not lead:
         return plan
-    joined, job = fused("out", lead)
+    joined, job = fused("out", lead[:-1] if c["parallel"] == "blocks" else lead)
     return [*plan, *joined, Parallel("out", job, int(c["grain"]))]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,18 +50,31 @@ _VALUES: dict[str, Callable[..., float]] = {
 }  # fmt: skip
 
 
-def vanishes(point: Point | None) -> bool:
-    """True when the expression is 0 where all it reads is 0: then padding lanes stay zero by themselves."""
+def vanishes(point: Point | None, alive: Collection[int] = ()) -> bool:
+    """True when the expression is 0 where all it reads is 0: then padding lanes stay zero by themselves.
+
+    ``alive``: operands that are not 0 there, because they broadcast over the channels; their values are unknown, but finite.
+    """
     try:
-        return point is None or _at_zero(point) == 0.0
+        return point is None or _at_zero(point, alive) == 0.0
     except (ArithmeticError, ValueError):
         return False
 
 
-def _at_zero(point: Point) -> float:
-    if isinstance(point, Apply):
-        return float(_VALUES[point.op](*map(_at_zero, point.args)))
-    return point.value if isinstance(point, Literal) else 0.0
+def _at_zero(point: Point, alive: Collection[int]) -> float | None:
+    """The value in a padding lane; None when it depends on what is not known."""
+    if isinstance(point, Literal):
+        return point.value
+    if not isinstance(point, Apply):
+        return None if isinstance(point, Input) and point.index in alive else 0.0
+    args = [_at_zero(a, alive) for a in point.args]
+    if None not in args:
+        return float(_VALUES[point.op](*args))
+    if point.op == "mul" and 0.0 in args:
+        return 0.0
+    if point.op == "where" and (args[0] is not None or args[1] == args[2]):
+        return args[1] if args[0] or args[0] is None else args[2]
+    return None
 
 
 @dataclass(frozen=True)
@@ -121,9 +134,14 @@ class Operands:
             assert acc is not None
             return acc
         whole = to_expr(point, acc, lambda i: self.at(i, n, ob, h, w, ov))
-        if channels % self.block and not vanishes(point):
+        if channels % self.block and not vanishes(point, self._alive()):
             return Select(ob * self.block + ov < channels, whole, ZERO)
         return whole
+
+    def _alive(self) -> set[int]:
+        """Operands that broadcast over the channels: they fill padding lanes too."""
+        inputs = self.workload.inputs
+        return {i for i in range(self.first, len(inputs)) if padded(inputs[i].shape)[1] == 1}
 
     def pack(self, constants: Sequence[np.ndarray], skip: int) -> list[np.ndarray]:
         """Pack the constants that are epilogue operands; the first ``skip`` constants are the anchor's own."""

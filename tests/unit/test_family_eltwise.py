@@ -12,6 +12,7 @@ from wpk.core.pointwise import parse
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
 from wpk.kernels.eltwise import Eltwise, shape_of
+from wpk.kernels.epilogue import vanishes
 
 
 def eltwise(text: str, out: TensorType, *inputs: TensorType, constants: tuple[int, ...] = ()) -> Workload:
@@ -44,8 +45,16 @@ CASES = [
     Case("nonzero-padding", eltwise("exp(in0)", *[tensor(2, 13, 3, 3, layout=B8)] * 2)),
     Case("nonzero-one-pixel", eltwise("sigmoid(in0)", *[tensor(2, 13, 1, 1, layout=B8)] * 2)),
     Case("gate", eltwise("mul(in0,sigmoid(in1))", *[tensor(2, 32, 4, 4, layout=B16)] * 2, tensor(2, 32, 1, 1))),
+    Case("scalar-padded", eltwise("add(in0,in1)", *[tensor(1, 20, 3, 3, layout=B16)] * 2, tensor(), constants=(1,))),
+    Case("image-padded", eltwise("max(in0,in1)", *[tensor(2, 20, 3, 3, layout=B8)] * 2, tensor(1, 1, 3, 3))),
     Case("mask", eltwise("mul(in0,in1)", *[tensor(1, 20, 4, 4, layout=B16)] * 2, tensor(1, 1, 4, 4))),
 ]  # fmt: skip
+
+
+def test_operands_that_broadcast_over_channels_fill_padding_lanes() -> None:
+    assert vanishes(parse("mul(in0,in1)"), {1}) and vanishes(parse("where(in1,in0,0.0)"), {1})
+    assert not vanishes(parse("add(in0,in1)"), {1}) and not vanishes(parse("max(in0,neg(in1))"), {1})
+    assert vanishes(parse("where(lt(1.0,0.0),in1,in0)"), {1}) and not vanishes(parse("relu(in1)"), {1})
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

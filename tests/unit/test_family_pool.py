@@ -87,6 +87,7 @@ CASES = [
                           operands=(tensor(1, 19, 1, 1), tensor(1, 19, 1, 1)))),
     Case("row-epilogue", pool("max", (1, 6, 6, 9), (2, 2), layout="ROW", epilogue="add(acc,in1)",
                               operands=(tensor(6, 1, 1),))),
+    Case("scalar-operand", pool("max", (1, 5, 6, 6), (2, 2), epilogue="add(acc,in1)", operands=(tensor(),))),
     Case("nonzero-padding", pool("max", (1, 5, 6, 6), (2, 2), epilogue="exp(acc)")),
 ]  # fmt: skip
 
