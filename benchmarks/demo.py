@@ -15,11 +15,11 @@ from rich.text import Text
 
 import wpk
 from benchmarks import zoo
-from wpk.api import Options
 from wpk.commands.benching import differences, timing_table
 from wpk.commands.compiling import compile_model
 from wpk.report.engines import in_turns, onnxruntime_engine, random_feeds, relative_l2, runner_engine
 from wpk.settings import parse_budget
+from wpk.stages import Options
 
 
 def main() -> int:

@@ -106,11 +106,11 @@ def compile_command(
     quiet: Quiet = False,
 ) -> None:
     """Tune MODEL.onnx for this machine and save the fastest correct program."""
-    from wpk import api
     from wpk.commands import compiling
+    from wpk.stages import Options
 
     level = levels.effort(effort)
-    options = api.Options(
+    options = Options(
         level.budget if budget is None else levels.parse_budget(budget), strategy or level.strategy, names(providers), threads,
         batch, shapes(shape), seed, level.trials, max_error,
     )  # fmt: skip
@@ -132,10 +132,10 @@ def replay(
     quiet: Quiet = False,
 ) -> None:
     """Build the program that LOG.jsonl describes; nothing is measured."""
-    from wpk import api
     from wpk.commands import compiling
+    from wpk.stages import Options
 
-    options = api.Options(providers=names(providers), threads=threads, batch=batch, shapes=shapes(shape))
+    options = Options(providers=names(providers), threads=threads, batch=batch, shapes=shapes(shape))
     compiling.replay_log(log, model, options, output, not best_effort, console(quiet))
 
 

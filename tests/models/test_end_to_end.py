@@ -18,9 +18,10 @@ from onnx import TensorProto, helper
 from small import Ran, refused, small_model
 
 import wpk
-from wpk.api import Options, build, rebuild
+from wpk.api import build, rebuild
 from wpk.core.errors import LogError
 from wpk.report.engines import relative_l2
+from wpk.stages import Options
 from wpk.tuning.events import Event, Measured
 
 Cli = Callable[..., Ran]

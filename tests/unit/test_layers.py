@@ -18,6 +18,7 @@ ORDER = (
     ("planner",),
     ("report",),
     ("settings",),
+    ("stages",),
     ("api",),
     ("commands",),
     ("cli",),

@@ -14,13 +14,14 @@ from wpk.report import explain as explaining
 from wpk.report.explain import duration
 from wpk.report.html import page
 from wpk.report.progress import progress_observer
+from wpk.stages import Options
 
 _SLOWEST_SHORT = 12
 
 
 def compile_model(
     model: Path,
-    options: api.Options,
+    options: Options,
     output: Path | None,
     log: Path | None,
     trace: bool,
@@ -40,7 +41,7 @@ def compile_model(
 
 
 def replay_log(
-    log: Path, model: Path, options: api.Options, output: Path | None, strict: bool, out: Console
+    log: Path, model: Path, options: Options, output: Path | None, strict: bool, out: Console
 ) -> None:
     """Replay; then the same report."""
     target = output or Path(model.name).with_suffix(".wpk")

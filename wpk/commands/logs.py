@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wpk import api
 from wpk.commands.common import table
 from wpk.core.errors import ToolchainError
 from wpk.core.target import Target, host_target
@@ -20,6 +19,7 @@ from wpk.providers.registry import providers as named_providers
 from wpk.report.doctor import Finding, examine
 from wpk.report.explain import duration
 from wpk.settings import load_settings
+from wpk.stages import plan_versions
 from wpk.tuning.log import collect_garbage, read_log, write_log
 from wpk.tuning.log import merge_logs as merging
 from wpk.tuning.record import Record, Versions, stale_reason
@@ -66,7 +66,7 @@ def versions_here() -> Versions:
         compiler = ""
     providers = named_providers()
     versions = versions_of(providers, compiler)
-    return replace(versions, providers={**versions.providers, **api.plan_versions(providers)})
+    return replace(versions, providers={**versions.providers, **plan_versions(providers)})
 
 
 def list_log(log: Path, out: Console) -> None:
