@@ -217,7 +217,7 @@ def space(s: Shape, target: Target) -> Space:
     unrolls = tuple(sorted({*up_to((1, 2, 4, 8), window), min(window, 49)}))
     knobs: tuple[Knob, ...] = (
         Choice("isa", kinds, kinds[0]),
-        Choice("form", forms, forms[-1] if s.block > 1 else forms[0]),
+        Choice("form", forms, forms[-1] if s.block > 1 or s.cols.stride > 1 else forms[0]),
         Choice("pad", pads, pads[0]),
         Ordered("tile_w", tuple(tiles), nearest(tiles, 4 if s.block > 1 else 1)),
         Ordered("tile_c", up_to((1, 2, 4, 8), s.cb) if s.block > 1 else (1,), 1),
