@@ -14,6 +14,8 @@ from wpk.report.peaks import Peaks
 from wpk.runtime.plan import Choice, Plan
 
 _SHOWN_RIVALS = 2
+#: How a provider rejects workloads that are not its business.
+_OTHER_OP = ("op is ", "only ")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ def duration(seconds: float | None) -> str:
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
 
 
+def telling(rivals: Sequence[tuple[str, float | str]]) -> tuple[list[tuple[str, float | str]], int]:
+    """The rivals worth reading, and how many others only say that they compute other ops."""
+    kept = [r for r in rivals if not (isinstance(r[1], str) and r[1].startswith(_OTHER_OP))]
+    return kept, len(rivals) - len(kept)
+
+
 def rival_text(rival: tuple[str, float | str], best: float | None) -> str:
     """``onednn 123 µs (1.42×)`` or ``openblas: only gemm``; the ratio is to the chosen implementation."""
     name, found = rival
@@ -111,7 +119,7 @@ def table(
     ):
         grid.add_column(name, justify="right" if right else "left", no_wrap=bool(right), overflow="fold")
     for row in shown:
-        grid.add_row(*_cells(row, None if every_rival else _SHOWN_RIVALS))
+        grid.add_row(*_cells(row, every_rival))
     return Group(grid, *_left_out(found, shown))
 
 
@@ -124,9 +132,7 @@ def _left_out(found: Sequence[Row], shown: Sequence[Row]) -> list[Text]:
     ]
 
 
-def _cells(row: Row, most: int | None) -> tuple[str | Text, ...]:
-    rivals = [rival_text(r, row.alone) for r in row.rivals[:most]]
-    more = len(row.rivals) - len(rivals)
+def _cells(row: Row, every: bool) -> tuple[str | Text, ...]:
     return (
         Text(row.node),
         row.op,
@@ -134,13 +140,30 @@ def _cells(row: Row, most: int | None) -> tuple[str | Text, ...]:
         duration(row.seconds if row.seconds is not None else row.alone),
         "–" if row.share is None else f"{row.share:.1%}",
         "–" if row.roof is None else f"{row.roof:.0%}",
-        Text("\n".join(rivals + ([f"and {more} more"] if more else [])), style="dim"),
+        Text("\n".join(_rival_lines(row)) if every else _rivals_short(row), style="dim"),
     )
+
+
+def _rivals_short(row: Row) -> str:
+    """One line: the fastest rivals, and how many were not fit."""
+    timed = [rival_text(r, row.alone) for r in row.rivals if not isinstance(r[1], str)]
+    failed = len(telling(row.rivals)[0]) - len(timed)
+    more = [f"{len(timed) - _SHOWN_RIVALS} slower"] if len(timed) > _SHOWN_RIVALS else []
+    return ", ".join(timed[:_SHOWN_RIVALS] + more + ([f"{failed} unfit"] if failed else []))
+
+
+def _rival_lines(row: Row) -> list[str]:
+    """All that is worth reading, one line each."""
+    kept, others = telling(row.rivals)
+    lines = [rival_text(r, row.alone) for r in kept]
+    return lines + ([f"{others} more compute other ops"] if others else [])
 
 
 def detail(row: Row) -> RenderableType:
     """Everything about one row: workload, config, origin, all rivals."""
     grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     facts = [
         ("node", row.node),
         ("op", row.op),
@@ -152,7 +175,7 @@ def detail(row: Row) -> RenderableType:
         ("time when tuned", duration(row.alone)),
         ("share of the total", "–" if row.share is None else f"{row.share:.1%}"),
         ("fraction of roofline", "–" if row.roof is None else f"{row.roof:.0%}"),
-        ("rivals", "\n".join(rival_text(r, row.alone) for r in row.rivals) or "none"),
+        ("rivals", "\n".join(_rival_lines(row)) or "none"),
     ]
     for name, value in facts:
         grid.add_row(Text(name, style="bold"), Text(value))
