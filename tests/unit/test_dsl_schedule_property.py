@@ -41,7 +41,12 @@ def matmul(m: int, n: int, k: int) -> Algorithm:
     i, j, p = Axis("i", m), Axis("j", n), Axis("p", k)
     acc = Stage("acc", (i, j), Load("a", (i.var, p.var)) * Load("b", (p.var, j.var)), Reduce("+", (p,)))
     relu = Binary("max", Load("acc", (i.var, j.var)) + Load("bias", (j.var,)), ZERO)
-    params = (Buffer("a", (m, k)), Buffer("b", (k, n)), Buffer("bias", (n,)), Buffer("out", (m, n), access="out"))
+    params = (
+        Buffer("a", (m, k)),
+        Buffer("b", (k, n)),
+        Buffer("bias", (n,)),
+        Buffer("out", (m, n), access="out"),
+    )
     return Algorithm("matmul", params, (acc, Stage("out", (i, j), relu)))
 
 
@@ -65,7 +70,9 @@ def blur(h: int, w: int) -> Algorithm:
     wide = Axis("j", w + 2)
     total = Load("x", (i.var, wide.var)) + Load("x", (i.var + 1, wide.var)) + Load("x", (i.var + 2, wide.var))
     down = Stage("down", (i, wide), total)
-    across = Load("down", (i.var, j.var)) + Load("down", (i.var, j.var + 1)) + Load("down", (i.var, j.var + 2))
+    across = (
+        Load("down", (i.var, j.var)) + Load("down", (i.var, j.var + 1)) + Load("down", (i.var, j.var + 2))
+    )
     out = Stage("out", (i, j), across)
     return Algorithm("blur", (Buffer("x", (h + 2, w + 2)), Buffer("out", (h, w), access="out")), (down, out))
 
@@ -79,7 +86,13 @@ def algorithms(draw: st.DrawFn) -> Algorithm:
     if which == "blur":
         return blur(draw(size), draw(size))
     taps = draw(st.sampled_from((1, 3)))
-    return convolution(draw(st.integers(1, 5)), draw(st.integers(taps, 9)), draw(st.integers(1, 5)), taps, draw(st.integers(1, 2)))
+    return convolution(
+        draw(st.integers(1, 5)),
+        draw(st.integers(taps, 9)),
+        draw(st.integers(1, 5)),
+        taps,
+        draw(st.integers(1, 2)),
+    )
 
 
 def random_step(rng: Random, s: Scheduled, count: int) -> Step:
@@ -89,7 +102,9 @@ def random_step(rng: Random, s: Scheduled, count: int) -> Step:
     loop = rng.choice(order)
     kind = rng.randrange(12)
     if kind <= 2:
-        return Split(stage, loop, rng.randint(1, 5), f"o{count}", f"i{count}", rng.choice(("cut", "shift", "guard")))
+        return Split(
+            stage, loop, rng.randint(1, 5), f"o{count}", f"i{count}", rng.choice(("cut", "shift", "guard"))
+        )
     if kind == 3:
         rng.shuffle(order)
         return Reorder(stage, tuple(order))
@@ -98,9 +113,13 @@ def random_step(rng: Random, s: Scheduled, count: int) -> Step:
         return Fuse(stage, order[at], order[at + 1], f"f{count}")
     if kind in (5, 6):
         consumer = rng.choice([t.name for t in s.algorithm.stages])
-        return ComputeAt(stage, consumer, rng.choice(s.nest(consumer).order), rng.choice(("thread", "shared")))
+        return ComputeAt(
+            stage, consumer, rng.choice(s.nest(consumer).order), rng.choice(("thread", "shared"))
+        )
     if kind == 7:
-        return rng.choice((Unroll(stage, loop), Vectorize(stage, order[-1]), Parallel(stage, order[0], rng.randint(1, 3))))
+        return rng.choice(
+            (Unroll(stage, loop), Vectorize(stage, order[-1]), Parallel(stage, order[0], rng.randint(1, 3)))
+        )
     if kind == 8:
         axes = [a.name for t in s.algorithm.stages if t.name == stage for a in t.axes]
         rng.shuffle(axes)
@@ -109,7 +128,9 @@ def random_step(rng: Random, s: Scheduled, count: int) -> Step:
         return Inline(stage)
     if kind == 10:
         tensor = rng.choice([p.name for p in s.algorithm.params])
-        return rng.choice((CacheRead(tensor, f"c{count}", stage), Prefetch(stage, tensor, loop, rng.randint(1, 4))))
+        return rng.choice(
+            (CacheRead(tensor, f"c{count}", stage), Prefetch(stage, tensor, loop, rng.randint(1, 4)))
+        )
     return RFactor(stage, loop, rng.randint(1, 3), f"p{count}")
 
 
@@ -130,7 +151,9 @@ def outputs(kernel: Kernel, seed: int) -> dict[str, np.ndarray]:
     """The outputs of a kernel on small integers, so that sums are exact in any order."""
     rng = np.random.default_rng(seed)
     args = {
-        p.name: rng.integers(-4, 5, p.shape).astype(np.float32) if p.access == "in" else np.full(p.shape, np.nan, np.float32)
+        p.name: rng.integers(-4, 5, p.shape).astype(np.float32)
+        if p.access == "in"
+        else np.full(p.shape, np.nan, np.float32)
         for p in kernel.params
     }
     run(kernel, args)

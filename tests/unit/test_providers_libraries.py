@@ -440,7 +440,7 @@ def test_layout_tags() -> None:
 def test_libraries_share_the_pool_whatever_its_size(native: Native, threads: int) -> None:
     """Also when several callers want the same pool at once: then the library's calls find other threads."""
     w, target = gemm(200, 300, 400), host_target(threads=threads)
-    a, b, bias = arrays = values(w)
+    a, b, bias = values(w)
     expected = np.maximum(a @ b + bias, 0)
     for provider in (p for p in (ONEDNN, OPENBLAS) if p.path is not None):
         config = provider.space(w, target).default()
