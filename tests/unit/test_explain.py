@@ -16,7 +16,7 @@ PEAKS = Peaks(flops=100e9, bandwidth=10e9)
 @pytest.fixture
 def plan() -> Plan:
     conv = Choice(
-        "conv1", "conv", "conv(float32[1x3x8x8])", "generated:direct", {"tile": 14}, 1e-3,
+        "conv1", "conv", "conv(float32[1x3x8x8])->(float32[1x4x6x6]@NCHW16c){}", "generated:direct", {"tile": 14}, 1e-3,
         (("openblas", "too large"), ("onednn", 2e-3), ("lrn", "op is conv"), ("onnxruntime", 1.5e-3)),
         ("Conv_0", "Relu_1"), 5e7, 1e4,
     )  # fmt: skip

@@ -74,14 +74,14 @@ def explain_artifact(
         out.print(explaining.detail(find_row(found, node)))
         return
     plan = parts.plan
+    if html is not None:
+        write_text(html, page(plan, found, roof, list(parts.sources.items())))
     headline = f"{plan.model}: {len(plan.steps)} steps, {duration(total)}, {plan.target.get('threads')} threads, plan {plan.hash}"
     out.print(explaining.table(found, headline, None if everything else _SLOWEST, everything))
     if contract := (plan.meta or {}).get("contract"):
         out.print(Text(f"contract: {contract['winner']} is taken: {contract['reason']}"), soft_wrap=True)
     for name, steps, share in explaining.summary(found):
         out.print(Text(f"{name}: {steps} steps" + ("" if share is None else f", {share:.1%} of the time")))
-    if html is not None:
-        write_text(html, page(plan, found, roof, list(parts.sources.items())))
 
 
 def _profiled(parts: Parts, threads: int | None) -> tuple[list[Row], Peaks | None, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,12 @@ class Row:
     share: float | None
     roof: float | None
     rivals: tuple[tuple[str, float | str], ...] = ()
+
+    @property
+    def shape(self) -> str:
+        """The shape of the first output, as the workload says it: ``1x64x56x56``; empty where there is no workload."""
+        match = re.search(r"->\([a-z0-9]+\[([0-9x]*)", self.workload)
+        return match.group(1) if match else ""
 
 
 def rows(plan: Plan, times: Mapping[str, float] | None = None, peaks: Peaks | None = None) -> list[Row]:
@@ -111,6 +118,7 @@ def table(
     for name, right in (
         ("node", 0),
         ("op", 0),
+        ("output", 0),
         ("implementation", 0),
         ("time", 1),
         ("share", 1),
@@ -136,15 +144,16 @@ def _cells(row: Row, every: bool) -> tuple[str | Text, ...]:
     return (
         Text(row.node),
         row.op,
+        row.shape,
         Text(row.provider),
         duration(row.seconds if row.seconds is not None else row.alone),
         "–" if row.share is None else f"{row.share:.1%}",
         "–" if row.roof is None else f"{row.roof:.0%}",
-        Text("\n".join(_rival_lines(row)) if every else _rivals_short(row), style="dim"),
+        Text("\n".join(_rival_lines(row)) if every else rivals_short(row), style="dim"),
     )
 
 
-def _rivals_short(row: Row) -> str:
+def rivals_short(row: Row) -> str:
     """One line: the fastest rivals, and how many were not fit."""
     timed = [rival_text(r, row.alone) for r in row.rivals if not isinstance(r[1], str)]
     failed = len(telling(row.rivals)[0]) - len(timed)

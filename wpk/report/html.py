@@ -8,7 +8,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 
 from wpk.core.result import config_key
-from wpk.report.explain import Row, duration, rival_text, summary, telling
+from wpk.report.explain import Row, duration, rival_text, rivals_short, summary, telling
 from wpk.report.peaks import Peaks
 from wpk.runtime.plan import Plan
 
@@ -26,4 +26,5 @@ def page(
         plan=plan, rows=found, peaks=peaks, providers=summary(found), total=sum(times) if times else None,
         code=dict(sources), symbols={s.name: s.symbol for s in plan.steps}, longest=max(times, default=None),
         duration=duration, rival_text=rival_text, config_key=config_key, telling=telling,
+        rivals_short=rivals_short, contract=(plan.meta or {}).get("contract"),
     )  # fmt: skip
