@@ -91,7 +91,7 @@ class Catalogue:
         rivals += self.rejections(workload, {name for name, _ in rivals})
         if measured is not None:
             name, config, seconds = measured
-            others = tuple(r for r in rivals if r[0] != name)
+            others = tuple(r for r in (*rivals, *self._untried({n for n, _ in rivals})) if r[0] != name)
             return Implementation(workload, name, config, seconds, True, others)
         out = {name for name, _ in rivals}
         for provider in self.providers:
@@ -128,6 +128,10 @@ class Catalogue:
 
     def _charge(self, provider: str) -> float:
         return self.segment if provider == "onnxruntime" else 0.0
+
+    def _untried(self, known: Container[str]) -> tuple[Rival, ...]:
+        """The providers that could compute a workload, but that the tuning had no time for."""
+        return tuple((p.name, "not measured: others promised more") for p in self.providers if p.name not in known)
 
     def rejections(self, workload: Workload, known: Container[str] = ()) -> tuple[Rival, ...]:
         """The providers, but the ``known``, that cannot compute a workload, and why."""
