@@ -154,11 +154,12 @@ def _cells(row: Row, every: bool) -> tuple[str | Text, ...]:
 
 
 def rivals_short(row: Row) -> str:
-    """One line: the fastest rivals, and how many were not fit."""
+    """One line: the fastest rivals, and how many were slower, not measured, or not fit."""
     timed = [rival_text(r, row.alone) for r in row.rivals if not isinstance(r[1], str)]
-    failed = len(telling(row.rivals)[0]) - len(timed)
-    more = [f"{len(timed) - _SHOWN_RIVALS} slower"] if len(timed) > _SHOWN_RIVALS else []
-    return ", ".join(timed[:_SHOWN_RIVALS] + more + ([f"{failed} unfit"] if failed else []))
+    others = [str(why) for _, why in telling(row.rivals)[0] if isinstance(why, str)]
+    unmeasured = sum(why.startswith("not measured") for why in others)
+    counts = ((len(timed) - _SHOWN_RIVALS, "slower"), (unmeasured, "not measured"), (len(others) - unmeasured, "unfit"))
+    return ", ".join(timed[:_SHOWN_RIVALS] + [f"{n} {what}" for n, what in counts if n > 0])
 
 
 def _rival_lines(row: Row) -> list[str]:
