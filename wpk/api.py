@@ -18,7 +18,7 @@ from wpk.core.result import Measurement
 from wpk.planner.contract import OURS, Verdict, candidate_plans, decide, measure_plans
 from wpk.runtime import artifact
 from wpk.runtime.parts import Parts
-from wpk.runtime.plan import Choice
+from wpk.runtime.plan import Choice, Plan
 from wpk.runtime.runner import Runner, load
 from wpk.settings import parse_budget
 from wpk.stages import (
@@ -45,8 +45,8 @@ Say = Callable[[str], None]
 class Compiled:
     """A compiled model and what is known of it.
 
-    ``measured``: whole plans by name, as the contract saw them; ``tuned`` is None after a replay; ``notes`` are worth a user's
-    attention.
+    ``measured``: whole plans by name, as the contract saw them; ``tuned`` is None after a replay; ``ours`` is the
+    tuned plan, taken or not; ``notes`` are worth a user's attention.
     """
 
     parts: Parts
@@ -54,6 +54,7 @@ class Compiled:
     measured: Mapping[str, Measurement]
     verdict: Verdict
     tuned: Tuned | None
+    ours: Plan
     notes: tuple[str, ...] = ()
 
     @property
@@ -191,9 +192,9 @@ def _finish(
     meta = {**(parts.plan.meta or {}), "wpk": __version__, "contract": verdict.to_json()}
     parts = replace(parts, plan=replace(parts.plan, choices=choices, meta=meta))
     if output is None:
-        return Compiled(parts, Runner(parts), measured, verdict, tuned, notes)
+        return Compiled(parts, Runner(parts), measured, verdict, tuned, plans[OURS].plan, notes)
     save(parts, output)
-    return Compiled(parts, load(output), measured, verdict, tuned, notes)
+    return Compiled(parts, load(output), measured, verdict, tuned, plans[OURS].plan, notes)
 
 
 def _with_rivals(choices: Sequence[Choice], results: ResultTable) -> Iterator[Choice]:

@@ -10,10 +10,15 @@ from rich.text import Text
 
 from wpk import api
 from wpk.commands.common import profile, write_text
+from wpk.core.target import host_target
+from wpk.planner.contract import OURS
 from wpk.report import explain as explaining
 from wpk.report.explain import duration
 from wpk.report.html import page
+from wpk.report.peaks import peaks
 from wpk.report.progress import progress_observer
+from wpk.runtime.native_api import RUNTIME
+from wpk.settings import load_settings
 from wpk.stages import Options
 
 _SLOWEST_SHORT = 12
@@ -36,7 +41,7 @@ def compile_model(
     made = api.build(model, options, target, records, progress_observer(out), say, fusions)
     for line in fusions or ():
         out.print(Text(line), soft_wrap=True)
-    report(made, target, html, out)
+    report(made, html, out)
     out.print(Text(f"saved {target} ({target.stat().st_size / 1e6:.1f} MB); log {records}"))
 
 
@@ -46,7 +51,7 @@ def replay_log(
     """Replay; then the same report."""
     target = output or Path(model.name).with_suffix(".wpk")
     made = api.rebuild(log, model, options, target, strict, Stages(out))
-    report(made, target, None, out)
+    report(made, None, out)
     out.print(Text(f"saved {target} ({target.stat().st_size / 1e6:.1f} MB); nothing was measured"))
 
 
@@ -60,11 +65,16 @@ class Stages:
         self._out.print(Text(f"[{monotonic() - self._start:5.1f} s] {stage}", style="dim"))
 
 
-def report(made: api.Compiled, target: Path, html: Path | None, out: Console) -> None:
+def report(made: api.Compiled, html: Path | None, out: Console) -> None:
     """Choices, accuracy, verdict and notes of a compiled model."""
-    found = explaining.rows(made.parts.plan, profile(made.runner))
+    target = host_target(made.runner.threads)
+    roof = peaks(made.parts.binaries[RUNTIME], target, load_settings().cache)
+    found = explaining.rows(made.parts.plan, profile(made.runner), roof)
     headline = f"{made.parts.plan.model}: {len(found)} steps, plan {made.parts.plan.hash}"
     out.print(explaining.table(found, headline, _SLOWEST_SHORT))
+    if made.verdict.winner != OURS:
+        lost = f"the tuned plan, which was not taken: plan {made.ours.hash}, each step alone"
+        out.print(explaining.table(explaining.rows(made.ours, None, roof), lost, _SLOWEST_SHORT))
     for name, steps, share in explaining.summary(found):
         out.print(Text(f"{name}: {steps} steps" + ("" if share is None else f", {share:.1%} of the time")))
     out.print(Text(f"error against ONNX Runtime: {made.error:.1e} (relative L2)"))
@@ -73,4 +83,4 @@ def report(made: api.Compiled, target: Path, html: Path | None, out: Console) ->
     for note in made.notes:
         out.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     if html is not None:
-        write_text(html, page(made.parts.plan, found, None, list(made.parts.sources.items())))
+        write_text(html, page(made.parts.plan, found, roof, list(made.parts.sources.items())))

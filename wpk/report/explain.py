@@ -158,7 +158,11 @@ def rivals_short(row: Row) -> str:
     timed = [rival_text(r, row.alone) for r in row.rivals if not isinstance(r[1], str)]
     others = [str(why) for _, why in telling(row.rivals)[0] if isinstance(why, str)]
     unmeasured = sum(why.startswith("not measured") for why in others)
-    counts = ((len(timed) - _SHOWN_RIVALS, "slower"), (unmeasured, "not measured"), (len(others) - unmeasured, "unfit"))
+    counts = (
+        (len(timed) - _SHOWN_RIVALS, "slower"),
+        (unmeasured, "not measured"),
+        (len(others) - unmeasured, "unfit"),
+    )
     return ", ".join(timed[:_SHOWN_RIVALS] + [f"{n} {what}" for n, what in counts if n > 0])
 
 
