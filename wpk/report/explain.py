@@ -14,7 +14,6 @@ from wpk.core.result import Config, config_key
 from wpk.report.peaks import Peaks
 from wpk.runtime.plan import Choice, Plan
 
-_SHOWN_RIVALS = 2
 #: How a provider rejects workloads that are not its business.
 _OTHER_OP = ("op is ", "only ")
 
@@ -154,16 +153,10 @@ def _cells(row: Row, every: bool) -> tuple[str | Text, ...]:
 
 
 def rivals_short(row: Row) -> str:
-    """One line: the fastest rivals, and how many were slower, not measured, or not fit."""
+    """One line: the fastest rival, and how many more there are, slower, not measured or not fit."""
     timed = [rival_text(r, row.alone) for r in row.rivals if not isinstance(r[1], str)]
-    others = [str(why) for _, why in telling(row.rivals)[0] if isinstance(why, str)]
-    unmeasured = sum(why.startswith("not measured") for why in others)
-    counts = (
-        (len(timed) - _SHOWN_RIVALS, "slower"),
-        (unmeasured, "not measured"),
-        (len(others) - unmeasured, "unfit"),
-    )
-    return ", ".join(timed[:_SHOWN_RIVALS] + [f"{n} {what}" for n, what in counts if n > 0])
+    more = len(telling(row.rivals)[0]) - len(timed[:1])
+    return " ".join((*timed[:1], *([f"+{more}"] if more else [])))
 
 
 def _rival_lines(row: Row) -> list[str]:
