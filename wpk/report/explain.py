@@ -133,10 +133,9 @@ def table(
 def _left_out(found: Sequence[Row], shown: Sequence[Row]) -> list[Text]:
     if len(shown) == len(found):
         return []
-    share = 1.0 - sum(r.share or 0.0 for r in shown)
-    return [
-        Text(f"{len(found) - len(shown)} more steps, {share:.0%} of the time (--all shows them)", style="dim")
-    ]
+    known = all(r.share is not None for r in found)
+    share = f", {1.0 - sum(r.share or 0.0 for r in shown):.0%} of the time" if known else ""
+    return [Text(f"{len(found) - len(shown)} more steps{share} (wpk explain --all shows them)", style="dim")]
 
 
 def _cells(row: Row, every: bool) -> tuple[str | Text, ...]:
