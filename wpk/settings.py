@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from wpk.core.errors import UsageError
-from wpk.core.target import Target
+from wpk.core.target import Gpu, Target
 
 _KEYS = ("cache", "cc", "threads", "debug")
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -82,7 +82,8 @@ def effort(name: str) -> Effort:
 def shipped_target(name: str) -> Target:
     """A target described in ``configs/targets``: for generating code for machines that are not at hand. Raises UsageError."""
     data = _shipped("targets", name)
-    return Target(**{**data, "isas": tuple(data["isas"])})
+    gpu = Gpu(**data["gpu"]) if "gpu" in data else None
+    return Target(**{**data, "isas": tuple(data["isas"]), "gpu": gpu})
 
 
 def shipped_names(folder: str) -> tuple[str, ...]:

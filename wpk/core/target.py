@@ -1,4 +1,4 @@
-"""What code is made for: ISA, cores, caches. A target's fingerprint is part of every record and artifact."""
+"""What code is made for: ISA, cores, caches, a GPU's multiprocessors. The fingerprint is part of every record and artifact."""
 
 import hashlib
 import os
@@ -8,8 +8,27 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """The limits of a CUDA device, as ``cudaDeviceProp`` has them. Sizes in bytes, ``memory_bandwidth`` in bytes a second."""
+
+    sms: int
+    shared_per_sm: int
+    shared_per_block: int  # with opt-in
+    registers_per_sm: int  # of 32 bits
+    threads_per_sm: int
+    memory: int
+    memory_bandwidth: float
+    clock_hz: float
+
+
+@dataclass(frozen=True)
 class Target:
-    """A CPU as the compiler sees it. Sizes in bytes; ``isas`` from best to plainest, always ending in ``scalar``."""
+    """A machine as the compiler sees it. Sizes in bytes.
+
+    A CPU: ``isas`` from best to plainest, always ending in ``scalar``. A GPU (``gpu`` is set): ``arch`` is ``cuda``, ``isas``
+    the compute capability to compile for, such as ``("sm_90a",)``, ``cores`` its multiprocessors, ``l1d`` their shared memory
+    and L1, ``l2`` its L2; ``l3`` is 0 and ``threads`` 1.
+    """
 
     arch: str
     model: str
@@ -19,22 +38,26 @@ class Target:
     l2: int
     l3: int
     threads: int
+    gpu: Gpu | None = None
 
     @property
     def fingerprint(self) -> str:
         """Equal fingerprints run each other's binaries and believe each other's timings."""
+        if self.gpu is not None:
+            device = (self.model, self.isas, self.gpu)
+            return f"cuda-{self.isa}-{hashlib.sha256(repr(device).encode()).hexdigest()[:12]}"
         facts = (self.arch, self.model, self.isas, self.cores, self.l2, self.l3, self.threads)
         return f"cpu-{self.arch}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
     @property
     def isa(self) -> str:
-        """The widest ISA: ``avx512``, ``avx2``, ``neon`` or ``scalar``."""
+        """The widest ISA: ``avx512``, ``avx2``, ``neon`` or ``scalar``; of a GPU its compute capability."""
         return self.isas[0]
 
     @property
     def lanes(self) -> int:
-        """float32 lanes of the widest vector."""
-        return {"avx512": 16, "avx2": 8, "neon": 4, "scalar": 1}[self.isa]
+        """float32 lanes of the widest vector; of a GPU those of a warp."""
+        return 32 if self.gpu else {"avx512": 16, "avx2": 8, "neon": 4, "scalar": 1}[self.isa]
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON data."""

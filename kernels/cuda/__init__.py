@@ -1,0 +1,5 @@
+"""Kernel families for NVIDIA GPUs, one a file: THE ALGORITHM, THE SPACE, THE SCHEDULE. ``FAMILIES`` lists them."""
+
+from wpk.kernels.family import Family
+
+FAMILIES: tuple[Family, ...] = ()
