@@ -169,6 +169,7 @@ class Concat:
 
     name: str = "concat"
     version: int = 1
+    packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 inputs in the output's layout, on any axis, nothing fused."""

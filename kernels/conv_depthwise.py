@@ -316,6 +316,7 @@ class ConvDepthwise:
 
     name: str = "conv_depthwise"
     version: int = 1
+    packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 2-D conv with as many groups as input and output channels, blocked alike or ROW."""

@@ -339,6 +339,7 @@ class ConvDirect:
 
     name: str = "conv_direct"
     version: int = 1
+    packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 2-D conv to a blocked layout; input blocked alike, or ROW with at most 8 channels per group."""

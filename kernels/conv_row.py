@@ -325,6 +325,7 @@ class ConvRow:
 
     name: str = "conv_row"
     version: int = 1
+    packing: tuple[str, ...] = ("tile_k",)
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 2-D conv in layout ROW with constant weights."""

@@ -96,6 +96,7 @@ class Convert:
 
     name: str = "convert"
     version: int = 1
+    packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 of rank 2 and above, between two different layouts."""

@@ -191,6 +191,7 @@ class Eltwise:
 
     name: str = "eltwise"
     version: int = 1
+    packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 operands of the output's layout, or ROW where that is the same memory, or constant."""

@@ -25,7 +25,10 @@ class Built:
 
 
 class Family(Protocol):
-    """A kernel family. ``version`` enters the generator version of records: raise it when generated code changes."""
+    """A kernel family. ``version`` enters the generator version of records: raise it when generated code changes.
+
+    It may have ``packing``: the names of the knobs that ``pack`` reads, so that configs which pack alike share the work.
+    """
 
     name: str
     version: int

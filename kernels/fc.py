@@ -147,6 +147,7 @@ class FullyConnected:
 
     name: str = "fc"
     version: int = 1
+    packing: tuple[str, ...] = ("isa", "tile_n")
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 gemm or matmul in layout ROW with at most MOST_ROWS rows and a constant right operand."""

@@ -380,6 +380,7 @@ class Gemm:
 
     name: str = "gemm"
     version: int = 1
+    packing: tuple[str, ...] = ("isa", "tile_n")
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 gemm in layout ROW."""
@@ -433,9 +434,11 @@ def pack(workload: Workload, width: int, constants: Sequence[np.ndarray]) -> lis
 
 
 def pack_panels(p: Product, b: np.ndarray, width: int) -> np.ndarray:
-    """b as (*batch, panels, K, width)."""
+    """b as (*batch, panels, K, width). A panel at a time, whose columns are few enough to stay in the cache."""
     b = np.asarray(b, np.float32)
     b = b.T if p.trans_b else b.reshape(*p.b_batch, p.k, p.n)
-    full = np.zeros((*p.b_batch, p.k, p.panels(width) * width), np.float32)
-    full[..., : p.n] = b
-    return np.ascontiguousarray(np.swapaxes(full.reshape(*p.b_batch, p.k, p.panels(width), width), -3, -2))
+    panels = np.zeros((*p.b_batch, p.panels(width), p.k, width), np.float32)
+    for i in range(p.panels(width)):
+        part = b[..., i * width : (i + 1) * width]
+        panels[..., i, :, : part.shape[-1]] = part
+    return panels

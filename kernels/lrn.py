@@ -209,6 +209,7 @@ class Lrn:
 
     name: str = "lrn"
     version: int = 1
+    packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 2-D LRN, ROW or channel-blocked with a window that two blocks cover."""

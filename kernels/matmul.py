@@ -21,6 +21,7 @@ class MatMul:
 
     name: str = "matmul"
     version: int = 1
+    packing: tuple[str, ...] = ("isa", "tile_n")
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 matmul in layout ROW."""

@@ -363,6 +363,7 @@ class Pool:
 
     name: str = "pool"
     version: int = 1
+    packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 2-D max or average pooling, ROW or channel-blocked, the same layout in and out."""

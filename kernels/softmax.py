@@ -171,6 +171,7 @@ class Softmax:
 
     name: str = "softmax"
     version: int = 1
+    packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 softmax along any axis of a ROW tensor, or along the channels of a blocked one of 1×1 pixels."""

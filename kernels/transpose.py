@@ -67,6 +67,7 @@ class Transpose:
 
     name: str = "transpose"
     version: int = 1
+    packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 in layout ROW, any permutation, nothing fused."""

@@ -392,6 +392,7 @@ class Winograd:
     name: str = "winograd"
     version: int = 1
     accuracy: str = "winograd"
+    packing: tuple[str, ...] = ("m",)
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 3×3 or 5×5 conv, stride 1, dilation 1, blocked in and out with the same block."""

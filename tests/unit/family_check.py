@@ -182,7 +182,8 @@ def call(built: Built, arrays: Sequence[np.ndarray]) -> None:
 def _arguments(family: Family, workload: Workload, config: Config, feeds: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Inputs in parameter order: activations in their layouts, constants packed by the family."""
     constants = [feeds[i] for i in workload.constants]
-    packed = dict(zip(workload.constants, family.pack(workload, config, constants, target()), strict=True))
+    read: Config = {name: config[name] for name in getattr(family, "packing", config)}  # no other knob may matter
+    packed = dict(zip(workload.constants, family.pack(workload, read, constants, target()), strict=True))
     return [packed[i] if i in packed else to_layout(a, t.layout)
             for i, (a, t) in enumerate(zip(feeds, workload.inputs, strict=True))]  # fmt: skip
 

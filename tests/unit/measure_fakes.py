@@ -70,6 +70,7 @@ class Fakes:
     ways: tuple[str, ...] = ("good",)
     works: tuple[int, ...] = (0, 10, 20, 40, 80)
     extra: int = 1  # values of a third knob without effect
+    packing: tuple[str, ...] = ()
 
     def supports(self, workload: Workload, target: Target) -> Support:
         """Vectors only."""

@@ -11,6 +11,7 @@ from wpk.core.workload import Workload
 from wpk.measure.measurer import MeasureOptions, Measurer
 from wpk.measure.timer import Timing
 from wpk.measure.toolchain import find_compiler
+from wpk.providers.protocol import Provider
 from wpk.providers.registry import providers
 
 RELU_BIAS = apply("relu", apply("add", Acc(), Input(2)))
@@ -37,17 +38,27 @@ def measurer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measurer]:
         yield made
 
 
-@pytest.mark.parametrize("name", [p.name for p in providers()])
-@pytest.mark.parametrize("workload", [conv("ROW"), conv("NCHW16c"), gemm()], ids=["conv", "conv16c", "gemm"])
-def test_the_default_of_every_provider_is_right(measurer: Measurer, name: str, workload: Workload) -> None:
-    (provider,) = providers([name])
-    support = provider.supports(workload, measurer.target)
-    if not support:
-        pytest.skip(support.reason)
+WORKLOADS = {"conv": conv("ROW"), "conv16c": conv("NCHW16c"), "gemm": gemm()}
+PAIRS = [
+    pytest.param(w, p, id=f"{key}-{p.name}")
+    for key, w in WORKLOADS.items()
+    for p in providers()
+    if p.supports(w, host_target(2))
+]
+
+
+@pytest.mark.parametrize("key", WORKLOADS)
+def test_libraries_and_generated_code_compete(key: str) -> None:
+    mine = {str(p.id) for p in PAIRS if str(p.id).startswith(f"{key}-")}
+    assert any("generated" in name for name in mine) and len(mine) >= 2
+
+
+@pytest.mark.parametrize(("workload", "provider"), PAIRS)
+def test_the_default_of_every_provider_is_right(measurer: Measurer, workload: Workload, provider: Provider) -> None:
     found = measurer.measure(workload, provider, [provider.space(workload, measurer.target).default()])[0]
     assert found.ok, found.detail
-    assert found.error <= found.tolerance and found.accuracy == ("winograd" if "winograd" in name else "direct")
-    assert found.cache_state == ("warm" if name == "onnxruntime" else "cold-weights")
+    assert found.error <= found.tolerance and found.accuracy == ("winograd" if "winograd" in provider.name else "direct")
+    assert found.cache_state == ("warm" if provider.name == "onnxruntime" else "cold-weights")
 
 
 def test_providers_are_timed_in_turns(measurer: Measurer) -> None:

@@ -24,6 +24,7 @@ from wpk.measure.candidate import copies_of
 from wpk.measure.check import reduction_length, tolerance
 from wpk.measure.frames import Message
 from wpk.measure.inputs import Folder, Inputs, Oracle, Prepared
+from wpk.measure.packed import Packs
 from wpk.measure.pool import Died, Limits, Process, ask, start
 from wpk.measure.timer import Timing
 from wpk.measure.toolchain import Compiler
@@ -79,6 +80,7 @@ class Measurer:
         self._runtime = build_runtime(target.isa, compiler, cache)
         self._folder = Folder()
         self._inputs = Inputs(self._folder, oracle or _reference, self.options.seed)
+        self._packs = Packs(self._folder, target)
         self._process: Process | None = None
         self._told: Prepared | None = None
 
@@ -153,15 +155,17 @@ class Measurer:
     def _lower(self, workload: Workload, provider: Provider, config: Config, prepared: Prepared) -> _Built:
         code = provider.build(workload, config, self.target)
         accuracy = code.accuracy or str(getattr(provider, "accuracy", "direct"))
-        packed = provider.pack(workload, config, prepared.constants, self.target)
+        files: tuple[str, ...] = ()
+        size = 0
         if code.kind == "onnxruntime":
-            how, packed = self._session(code, workload, packed), []
+            how = self._session(code, workload, provider.pack(workload, config, prepared.constants, self.target))
         else:
             how = self._native(code)
-        cold, size = self._cold_bytes, sum(a.nbytes for a in packed)
+            files, size = self._packs.of(workload, provider, config, prepared.constants)
+        cold = self._cold_bytes
         data = how.pop("nbytes", 0) + how.get("workspace", 0) + size * copies_of(size, cold)
         request = request_of(
-            kind=code.kind, constants=[self._folder.save(a) for a in packed], cold_bytes=cold,
+            kind=code.kind, constants=list(files), cold_bytes=cold,
             timing=asdict(self.options.timing), tolerance=_tolerance(workload, accuracy), **how,
         )  # fmt: skip
         return _Built(request=request, accuracy=accuracy, nbytes=data)
@@ -185,8 +189,8 @@ class Measurer:
         return {"spec": spec, "model": self._folder.save(np.frombuffer(_holding(model, held), np.uint8)), "nbytes": nbytes}
 
     def _forget(self, builds: Sequence[_Built]) -> None:
-        for request in (b.request or {} for b in builds):
-            self._folder.forget((*request.get("constants", ()), request.get("model")))
+        self._folder.forget((b.request or {}).get("model") for b in builds)
+        self._packs.make_room()
 
     @property
     def _cold_bytes(self) -> int:

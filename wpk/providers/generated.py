@@ -37,6 +37,11 @@ class GeneratedProvider:
         """The family's version and the printer's: when either changes, old timings are stale."""
         return f"{self.family.version}.{CODEGEN_VERSION}"
 
+    @property
+    def packing(self) -> tuple[str, ...] | None:
+        """The knobs that ``pack`` reads; None when the family does not say."""
+        return getattr(self.family, "packing", None)
+
     def supports(self, workload: Workload, target: Target) -> Support:
         """See :class:`wpk.providers.protocol.Provider`."""
         reason = self.family.matches(workload, target)
