@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from math import prod
+from operator import ne
 from random import Random
 from typing import Any
 
@@ -33,11 +34,13 @@ class Space:
 
     ``first`` are configs worth trying before any others (the analytic defaults), best first; ``default()`` is the first
     valid one of them, else the knobs' defaults, repaired. Constraints are pure and read knobs by ``config[name]``.
+    With ``listed``, only those assignments are valid, in that order: a space whose code is not at hand (a recorded one).
     """
 
     knobs: tuple[Knob, ...]
     constraints: tuple[Constraint, ...] = ()
     first: tuple[Config, ...] = field(default=(), compare=False)
+    listed: tuple[Config, ...] | None = None
 
     @cached_property
     def _values(self) -> dict[str, frozenset[Value]]:
@@ -47,7 +50,21 @@ class Space:
     def _movable(self) -> tuple[Knob, ...]:
         return tuple(k for k in self.knobs if len(k.values) > 1)
 
+    @cached_property
+    def _rows(self) -> dict[tuple[Value, ...], Config]:
+        """The listed configs that the constraints allow, by their values in knob order."""
+        return {self._row(c): c for c in self.listed or () if all(holds(c) for holds in self.constraints)}
+
+    @cached_property
+    def _uniform(self) -> tuple[Config, ...]:
+        return tuple(self._rows.values())
+
+    def _row(self, config: Config) -> tuple[Value, ...]:
+        return tuple(config[k.name] for k in self.knobs)
+
     def _allowed(self, config: Config) -> bool:
+        if self.listed is not None:
+            return self._row(config) in self._rows
         return all(c(config) for c in self.constraints)
 
     def valid(self, config: Config) -> bool:
@@ -67,7 +84,9 @@ class Space:
         return sum(1 for _ in islice(self.enumerate(), limit))
 
     def enumerate(self) -> Iterator[Config]:
-        """Every valid config, in knob order."""
+        """Every valid config, in knob order; listed ones in the list's."""
+        if self.listed is not None:
+            return map(dict, self._rows.values())
         return self._search(self.knobs, lambda knob: knob.values)
 
     def default(self) -> Config:
@@ -79,6 +98,8 @@ class Space:
 
     def sample(self, rng: Random) -> Config:
         """A random valid config: uniform by rejection, then by repair. Raises ValueError for an empty space."""
+        if self._rows:
+            return dict(rng.choice(self._uniform))
         for _ in range(64):
             config: Config = {k.name: k.sample(rng) for k in self.knobs}
             if self._allowed(config):
@@ -133,6 +154,8 @@ class Space:
 
     def _rebuilt(self, config: Config, rng: Random) -> Config:
         """The first valid assignment in an order that keeps the knobs' values in ``config`` where it can."""
+        if self.listed is not None:
+            return self._nearest(config, rng)
 
         def order(knob: Knob) -> Sequence[Value]:
             mine = config.get(knob.name)
@@ -145,6 +168,15 @@ class Space:
             if found is not None:
                 return found
         raise ValueError("the space has no valid config")
+
+    def _nearest(self, config: Config, rng: Random) -> Config:
+        """The listed config with the fewest other values; one of several at random."""
+        wanted = tuple(config.get(k.name) for k in self.knobs)
+        far = {row: sum(map(ne, row, wanted)) for row in self._rows}
+        if not far:
+            raise ValueError("the space has no valid config")
+        least = min(far.values())
+        return dict(self._rows[rng.choice([row for row, d in far.items() if d == least])])
 
     def _search(
         self, knobs: Sequence[Knob], order: Order, steps: Iterator[int] | None = None
