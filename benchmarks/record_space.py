@@ -157,8 +157,9 @@ def _build_one(work: tuple[Subject, Config]) -> bool:
 
 def measure(measurer: Measurer, recording: Recording, deadline: float) -> bool:
     """Measure what is missing; False when time ran out before the end."""
-    for turn in range(_AGAIN + 1):
-        todo = recording.missing(turn)
+    turns = iter(range(_AGAIN + 1))
+    while not recording.complete:  # what is near the best changes with it
+        todo = recording.missing(next(turns, _AGAIN))
         for start in range(0, len(todo), _BATCH):
             if monotonic() > deadline:
                 return False
