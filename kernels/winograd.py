@@ -197,6 +197,10 @@ def _times(table: str, row: Axis, n: int, of: Callable[[Expr], Expr]) -> Expr:
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
 
 
+def _chunks(s: Shape) -> tuple[int, ...]:
+    return tuple(t for t in (1, 2, 4, 8, 16, 32) if t <= s.kb)
+
+
 def tiles(s: Shape, m: int) -> int:
     """Output tiles of F(m, r)."""
     return s.n * -(-s.oh // m) * -(-s.ow // m)
@@ -214,7 +218,7 @@ def space(s: Shape, target: Target) -> Space:
         Ordered("tile_t", tuple(t for t in TILE_WIDTHS if t <= most), min(14, most)),
         Ordered("tile_k", tuple(t for t in (1, 2, 3, 4) if t <= s.kb), min(2, s.kb)),
         Ordered("block", blocks, min(blocks, key=lambda b: abs(b - 28))),
-        Ordered("chunk", tuple(t for t in (1, 2, 4, 8, 16, 32) if t <= s.kb), min(4, s.kb)),
+        Ordered("chunk", _chunks(s), min(4, s.kb)),
         Choice("order", ("k_t", "t_k"), "k_t"),
         Choice("input", ("job", "root"), "job"),
         Choice("parallel", ("tiles", "channels", "both", "points"), "tiles"),
@@ -260,24 +264,19 @@ def first_configs(s: Shape, target: Target, base: Config, blocks: tuple[int, ...
             found.append({**base, "m": m, "block": block, "tile_t": _tile(block)})
         wide: Config = {**base, "m": m, "tile_t": _tile(total), "input": "root"}
         small = max((b for b in blocks if b <= min(total, 16)), default=min(blocks))
-        found.append(
-            {
-                **wide,
-                "parallel": "points",
-                "block": small,
-                "tile_t": min(_tile(total), small),
-                "prefetch": PANEL,
-            }
-        )
+        phases: Config = {**wide, "parallel": "points", "block": small, "prefetch": PANEL}
+        for most, tile_k in ((14, 2), (8, 3)):  # the widest tiles that the registers hold
+            tile = min(_tile(total, most), small)
+            found.append({**phases, "tile_t": tile, "tile_k": min(tile_k, s.kb), "chunk": 8 if s.kb >= 8 else _chunks(s)[-1]})
         found.append(
             {**wide, "parallel": "both", "block": max((b for b in blocks if b <= total), default=min(blocks))}
         )
     return tuple(found)
 
 
-def _tile(count: int) -> int:
+def _tile(count: int, most: int = 14) -> int:
     """The register tile for ``count`` tiles: large, and leaving no small remainder."""
-    return max(range(1, min(count, 14) + 1), key=lambda t: t - (5 if count % t else 0) + (count % t) / 14)
+    return max(range(1, min(count, most) + 1), key=lambda t: t - (5 if count % t else 0) + (count % t) / 14)
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
