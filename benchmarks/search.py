@@ -232,7 +232,7 @@ def subjects(model: Path, shop: api.Shop, count: int, only: str | None) -> list[
     """The model's tasks with a large space, those of most work first; of a node's layouts and providers only one."""
     source = api.read_source(model, api.Options(), shop)
     found: dict[tuple[str, ...], Subject] = {}
-    for task in tasks_of(wanted(source.graph, shop.target)):
+    for task in tasks_of(wanted(source.graphs[0], shop.target)):
         for one in _candidates(task, shop, only):
             known = found.get(task.nodes)
             if one.space.raw_size > _LARGE and (known is None or _merit(one) > _merit(known)):
