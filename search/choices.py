@@ -41,7 +41,8 @@ class _Noting(dict[str, Value]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """Noted too."""
-        return self[name] if name in self else default
+        self.read.add(name)
+        return super().get(name, default)
 
 
 class _Outside(Exception):
@@ -186,7 +187,7 @@ def _within(constraint: Constraint, names: frozenset[str]) -> Constraint:
 
     def holds(config: Config) -> bool:
         try:
-            return constraint(_Within(config, names))
+            return bool(constraint(_Within(config, names)))
         except _Outside:
             return True
 

@@ -6,20 +6,26 @@ A strategy holds its own ``Random(seed)`` and is reproducible: the same seed and
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
 from wpk.core.errors import UsageError
 from wpk.core.result import config_key
+from wpk.core.target import Target
+from wpk.core.workload import Workload
+from wpk.search.auto import AutoOptions, Portfolio
 from wpk.search.exhaustive import Exhaustive
 from wpk.search.genetic import Genetic
+from wpk.search.policy import Policy
 from wpk.search.randomly import Randomly
+from wpk.search.rl import Reinforced, RlOptions, Screen
 from wpk.search.space import Config, Space
 
 #: a config and its seconds; infinity for a failure of any kind
 Told = tuple[Config, float]
 
-STRATEGIES = ("genetic", "random", "exhaustive")
+STRATEGIES = ("auto", "rl", "genetic", "random", "exhaustive")
 
 
 class Strategy(Protocol):
@@ -34,14 +40,37 @@ class Strategy(Protocol):
         ...
 
 
-def make_strategy(name: str, space: Space, seed: int, first: Iterable[Config] = ()) -> Strategy:
+@dataclass(frozen=True)
+class Context:
+    """What a strategy may know besides the space. All of it is advice.
+
+    ``workload`` and ``target`` condition a trained ``policy``; ``screen`` is a cost model's opinion of configs, any unit, smaller
+    is better; ``trials``: how many configs will be asked for at most, where that is known.
+    """
+
+    workload: Workload | None = None
+    target: Target | None = None
+    policy: Policy | None = None
+    screen: Screen | None = None
+    trials: int | None = None
+    options: RlOptions | None = None
+
+
+def make_strategy(
+    name: str, space: Space, seed: int, first: Iterable[Config] = (), context: Context | None = None
+) -> Strategy:
     """The strategy ``name`` on ``space``. It begins with ``space.default()``, ``space.first``, then ``first``.
 
     ``first`` are configs from elsewhere, such as another shape's log; see :func:`beginning`.
 
     Raises UsageError for an unknown name, ValueError for an empty space.
     """
-    begin = beginning(space, first)
+    begin, known = beginning(space, first), context or Context()
+    if name in ("auto", "rl"):
+        given = (known.workload, known.target, known.policy, known.screen)
+        if name == "rl":
+            return Reinforced(space, seed, begin, known.options, *given)
+        return Portfolio(space, seed, begin, AutoOptions(rl=known.options or RlOptions()), *given, known.trials)
     if name == "genetic":
         return Genetic(space, seed, begin)
     if name == "random":
