@@ -16,6 +16,7 @@ from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
 from wpk.graph.graph import Graph, Node
 from wpk.report.progress import progress_observer
+from wpk.tuning.clock import Clock
 from wpk.tuning.events import Began, Ended, Event, Measured, Phase
 from wpk.tuning.log import TuningLog, read_log
 from wpk.tuning.replay import replay
@@ -45,8 +46,9 @@ def run(
     tasks: Sequence[Task] = TASKS,
     providers: Sequence[Sim] = PROVIDERS,
     watch: Watch | None = None,
+    clock: Clock | None = None,
 ) -> Tuned:
-    return tune(tasks, providers, measurer, log, VERSIONS, options, watch)
+    return tune(tasks, providers, measurer, log, VERSIONS, options, watch, clock=clock)
 
 
 def test_finds_the_valley_and_logs_everything() -> None:
@@ -127,15 +129,14 @@ def test_an_interrupt_gives_the_best_so_far(after: int) -> None:
     assert replay(TASKS, log.contents, TARGET, VERSIONS).notes == (), "what is there replays"
 
 
-def test_the_budget_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_ends_the_run() -> None:
     clock = [0.0]
 
     def tick() -> None:
         clock[0] += 0.1
 
-    monkeypatch.setattr("wpk.tuning.tuner.monotonic", lambda: clock[0])
     measurer = SimMeasurer(before=tick)
-    tuned = run(TuningLog(None), measurer, replace(OPTIONS, budget=5.0, tie=0.5))
+    tuned = run(TuningLog(None), measurer, replace(OPTIONS, budget=5.0, tie=0.5), clock=Clock(lambda: clock[0]))
     assert tuned.why == "budget" and 4.0 <= clock[0] <= 5.1 and len(measurer.asked) in range(40, 52)
     assert measurer.again, "time is kept for the finalists"
 

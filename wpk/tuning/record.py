@@ -20,6 +20,11 @@ SCHEMA = 1
 STAGES = ("search", "final")
 
 
+def utc_stamp() -> str:
+    """The date and time, ISO 8601, UTC."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def is_library(provider: str) -> bool:
     """True for the name of a vendor library's provider; generated kernels need a compiler."""
     return not provider.startswith("generated")
@@ -53,7 +58,7 @@ class Record:
     measurement: Measurement
     stage: str = "search"
     number: int = 0
-    time: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    time: str = field(default_factory=utc_stamp)
 
     @property
     def key(self) -> tuple[str, str, str]:

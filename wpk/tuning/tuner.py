@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf, isfinite, prod
-from time import monotonic
 from typing import Protocol
 
 from wpk.core.errors import UsageError
@@ -22,8 +21,10 @@ from wpk.measure.check import reduction_length
 from wpk.providers.protocol import Provider
 from wpk.search.space import Space
 from wpk.search.strategy import STRATEGIES, Strategy, make_strategy
+from wpk.tuning.clock import Clock
 from wpk.tuning.events import Began, Ended, Event, Measured, Observer, Phase
 from wpk.tuning.experience import Experience, distance
+from wpk.tuning.flight import Batch, Flight
 from wpk.tuning.log import TuningLog
 from wpk.tuning.record import Record, Versions, is_library, stale_reason
 from wpk.tuning.results import ResultTable
@@ -32,7 +33,10 @@ from wpk.tuning.tasks import Task
 
 
 class Measures(Protocol):
-    """What the tuner needs of :class:`wpk.measure.measurer.Measurer`."""
+    """What the tuner needs of :class:`wpk.measure.measurer.Measurer`.
+
+    One that measures on several devices has an attribute ``slots``, their number now, and begins when ``measure_each`` is called.
+    """
 
     target: Target
 
@@ -108,30 +112,33 @@ def tune(
     options: TuneOptions | None = None,
     observer: Observer | None = None,
     experience: Experience | None = None,
+    clock: Clock | None = None,
 ) -> Tuned:
     """Tune ``tasks``, trying first what ``experience`` recommends.
 
     Every result is appended to ``log`` when it is known. Raises StorageError, LogError, InternalError."""
     return _Tuner(
-        tasks, providers, measurer, log, versions, options or TuneOptions(), observer, experience
+        tasks, providers, measurer, log, versions, options or TuneOptions(), observer, experience, clock or Clock()
     ).run()
 
 
 class _Tuner:
     def __init__(
         self, tasks: Sequence[Task], providers: Sequence[Provider], measurer: Measures, log: TuningLog, versions: Versions,
-        options: TuneOptions, observer: Observer | None, experience: Experience | None,
+        options: TuneOptions, observer: Observer | None, experience: Experience | None, clock: Clock,
     ) -> None:  # fmt: skip
         self._experience = experience or Experience()
         self._tasks, self._providers, self._measurer, self._log = tasks, providers, measurer, log
         self._versions, self._options, self._observer = versions, options, observer
-        self._start = monotonic()
+        self._clock = clock
+        self._start = self._finished = clock.now()
         self._table = ResultTable()
         self._best = [inf] * len(tasks)
         self._trials = [0] * len(tasks)
         self._measured = self._reused = 0
         self._rivals = _rivals(tasks)
         self._arms: list[Arm] = []
+        self._flight: Flight[Arm] = Flight()
 
     def run(self) -> Tuned:
         """All phases; then the seal."""
@@ -143,8 +150,10 @@ class _Tuner:
             why = self._phases()
         except KeyboardInterrupt:
             pass
+        finally:
+            self._flight.drop()
         self._log.seal(t.workload for t in self._tasks)
-        self._tell(Ended(monotonic() - self._start, why))
+        self._tell(Ended(self._clock.now() - self._start, why))
         return Tuned(self._table, self._measured, self._reused, why)
 
     def _phases(self) -> str:
@@ -199,7 +208,11 @@ class _Tuner:
                     break
                 if stop or arm.progress.best <= self._options.rival * self._to_beat(arm.task):
                     wanted = [c for c in self._first_configs(arm)[:stop] if config_key(c) not in arm.known]
-                    self._measure(arm, wanted)
+                    self._begin(arm, wanted)
+                    while self._flight.full(self._slots):
+                        self._finish(self._flight.oldest())
+            while self._flight:
+                self._finish(self._flight.oldest())
         return not self._late(self._options.reserve)
 
     def _likely(self, arm: Arm) -> bool:
@@ -215,31 +228,45 @@ class _Tuner:
         return list({config_key(c): c for c in first}.values())[: max(self._options.batch // 2, 1)]
 
     def _search(self) -> bool:
-        while (arm := self._next_arm()) is not None:
-            if self._late(self._options.reserve):
-                return False
-            strategy = self._strategy(arm)
-            asked = strategy.ask(self._batch(arm))
-            arm.exhausted = not asked
-            strategy.tell([(c, m.time) for c, m in self._measure(arm, asked)])
-        return True
+        while not self._late(self._options.reserve):
+            while not self._flight.full(self._slots) and (arm := self._next_arm()) is not None:
+                asked = self._strategy(arm).ask(self._batch(arm))
+                arm.exhausted = not asked
+                self._begin(arm, asked)
+            if not self._flight:
+                return True
+            batch = self._flight.oldest()
+            results = self._finish(batch)
+            self._strategy(batch.arm).tell([(c, m.time) for c, m in results])
+        self._flight.drop()
+        return False
 
     def _batch(self, arm: Arm) -> int:
         """How many to ask for: fewer of what is slow to measure, so that the budget is kept."""
         affordable = max(int(self._options.batch_seconds / max(arm.progress.cost, 1e-3)), 1)
-        return min(self._options.batch, affordable, self._options.trials - self._trials[arm.task])
+        return min(self._options.batch, affordable, self._left(arm.task))
+
+    def _left(self, task: int) -> int:
+        """Trials that a task still has, those under way not counted."""
+        arms = [a for a in self._arms if a.task == task]
+        return self._options.trials - self._trials[task] - self._flight.configs(*arms)
+
+    @property
+    def _slots(self) -> int:
+        return int(getattr(self._measurer, "slots", 1))
 
     def _next_arm(self) -> Arm | None:
-        """The most promising arm that may still be searched."""
+        """The most promising arm that may still be searched; one that has batches under way promises less."""
         open_arms = [
             a for a in self._arms
-            if not a.exhausted and self._trials[a.task] < self._options.trials and not is_library(a.provider.name)
+            if not a.exhausted and self._left(a.task) > 0 and not is_library(a.provider.name)
         ]  # fmt: skip
         return max(open_arms, key=self._promise, default=None)
 
     def _promise(self, arm: Arm) -> float:
         rival = min((self._best[i] for i in self._rivals[arm.task]), default=inf)
-        return promise(arm.progress, self._best[arm.task], rival, self._tasks[arm.task].weight)
+        hope = promise(arm.progress, self._best[arm.task], rival, self._tasks[arm.task].weight)
+        return hope / (1 + self._flight.configs(arm))
 
     def _to_beat(self, task: int) -> float:
         """The best of a task and of its rivals: what takes far longer will not be chosen."""
@@ -294,22 +321,29 @@ class _Tuner:
         known = self._experience.configs(mine, arm.provider.name)
         return [*known, *(config for rows in ranked for _, config, _ in rows)]
 
-    def _measure(self, arm: Arm, configs: Sequence[Config]) -> list[tuple[Config, Measurement]]:
-        """Measure, log and take in, one after the other, until the budget is over."""
+    def _begin(self, arm: Arm, configs: Sequence[Config]) -> None:
+        """Ask for measurements of configs."""
         if not configs:
-            return []
-        begun, results = monotonic(), []
-        best = self._to_beat(arm.task)
+            return
+        best, begun = self._to_beat(arm.task), self._clock.now()
         limit = best if isfinite(best) else None
-        measurements = self._measurer.measure_each(
-            self._tasks[arm.task].workload, arm.provider, configs, limit
-        )
-        for config, measurement in zip(configs, measurements, strict=False):
-            self._take(arm, self._record(arm, config, measurement, "search"))
-            results.append((config, measurement))
-            if self._late(0.0):
-                break
-        arm.progress.add(len(results), min(m.time for _, m in results), monotonic() - begun)
+        workload = self._tasks[arm.task].workload
+        measurements = self._measurer.measure_each(workload, arm.provider, configs, limit)
+        self._flight.add(Batch(arm, configs, measurements, begun))
+
+    def _finish(self, batch: Batch[Arm]) -> list[tuple[Config, Measurement]]:
+        """Log and take in what was measured, one after the other, until the budget is over."""
+        results = []
+        try:
+            for config, measurement in zip(batch.configs, batch.measurements, strict=False):
+                self._take(batch.arm, self._record(batch.arm, config, measurement, "search"))
+                results.append((config, measurement))
+                if self._late(0.0):
+                    break
+        finally:
+            batch.drop()
+        since, self._finished = max(batch.begun, self._finished), self._clock.now()
+        batch.arm.progress.add(len(results), min(m.time for _, m in results), self._finished - since)
         return results
 
     def _record(self, arm: Arm, config: Config, measurement: Measurement, stage: str) -> Record:
@@ -318,6 +352,7 @@ class _Tuner:
             Record(
                 self._tasks[arm.task].workload, arm.provider.name, arm.provider.version, config,
                 self._measurer.target.fingerprint, compiler, self._versions.generator, self._options.seed, measurement, stage,
+                time=self._clock.stamp(),
             )
         )  # fmt: skip
 
@@ -341,11 +376,11 @@ class _Tuner:
     def _late_by(self, seconds: float) -> bool:
         """True when something that takes ``seconds`` would end after the budget."""
         budget = self._options.budget
-        return budget is not None and monotonic() - self._start + seconds >= budget
+        return budget is not None and self._clock.now() - self._start + seconds >= budget
 
     def _late(self, reserve: float) -> bool:
         budget = self._options.budget
-        return budget is not None and monotonic() - self._start >= budget * (1 - reserve)
+        return budget is not None and self._clock.now() - self._start >= budget * (1 - reserve)
 
     def _tell(self, event: Event) -> None:
         if self._observer is not None:
