@@ -66,7 +66,7 @@ class Experience:
 def shipped() -> Experience:
     """The logs that come with wpk."""
     folder = Path(str(files("wpk.configs"))) / "tuned"
-    return Experience(r for path in sorted(folder.glob("*.jsonl")) for r in read_log(path).records)
+    return Experience(r for path in sorted(folder.glob("*.jsonl")) for r in read_log(path, index=False).records)
 
 
 def distance(a: Workload, b: Workload) -> float:

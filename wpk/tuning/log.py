@@ -3,6 +3,8 @@
 A line is a record, or a seal: ``{"schema": 1, "seal": {workload digest: records}}``, written when a tuning run ends. Records of
 a workload are numbered, and the seal counts them, so that replay notices a lost line. A torn last line is skipped with a
 warning, and replaced by the next append; any other line that cannot be read is an error.
+
+A long log has an index beside it (:mod:`wpk.tuning.index`), with which it opens without parsing its lines.
 """
 
 from __future__ import annotations
@@ -15,37 +17,61 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from wpk.core.errors import LogError, StorageError
-from wpk.core.result import Config, config_key
+from wpk.core.result import Config
 from wpk.core.target import Target
 from wpk.core.workload import Workload
-from wpk.tuning.record import SCHEMA, Record, Versions, digest, record_from_json, stale_reason
+from wpk.tuning.entries import Entries, Lines
+from wpk.tuning.index import Covered, index_path, is_due, load_index, save_index
+from wpk.tuning.record import SCHEMA, Record, Versions, digest, record_from_json
 
 Seal = dict[str, int]
+
+_CHUNK = 1 << 24
 
 
 @dataclass
 class Contents:
-    """What a log holds. ``end``: bytes up to the end of the last good line, ``open``: it lacks its newline; ``lines`` so far."""
+    """What a log holds. ``end``: bytes up to the end of the last good line, ``open``: it lacks its newline; ``lines`` so far.
 
-    records: list[Record] = field(default_factory=list)
+    ``checksum`` of those bytes; ``indexed``: records that the index beside the log has.
+    """
+
+    records: Entries = field(default_factory=Entries)
     seals: list[Seal] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     end: int = 0
     open: bool = False
     lines: int = 0
-    workloads: dict[str, Workload] = field(default_factory=dict)
+    checksum: int = 0
+    indexed: int = 0
+
+    @property
+    def workloads(self) -> dict[str, Workload]:
+        """All that have records, by key."""
+        return self.records.known_workloads()
 
 
-def read_log(path: Path) -> Contents:
-    """The contents of a log. Raises LogError when it cannot be read or a line other than the last is damaged."""
-    contents = Contents()
+def read_log(path: Path, index: bool = True) -> Contents:
+    """The contents of a log; with ``index``, one is kept beside a long log.
+
+    Raises LogError when it cannot be read or a line other than the last is damaged.
+    """
     try:
-        data = path.read_bytes()
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise LogError(f"{path}: {error.strerror or error}") from error
-    _take(contents, data, path)
+    try:
+        contents = _from_index(path, file)
+        _take(contents, _read_from(file, contents.end), path)
+    except OSError as error:
+        raise LogError(f"{path}: {error.strerror or error}") from error
+    finally:
+        os.close(file)
+    if index:
+        _save_index(path, contents)
     return contents
 
 
@@ -57,8 +83,6 @@ class TuningLog:
         self.path = path
         self.contents = Contents()
         self._inode = 0
-        self._index: dict[tuple[str, str, str], Record] = {}
-        self._by_workload: dict[str, list[Record]] = {}
         if path is not None:
             with self._locked():
                 pass
@@ -75,31 +99,38 @@ class TuningLog:
 
     def of(self, workload: Workload) -> Sequence[Record]:
         """All records of a workload, oldest first."""
-        return self._by_workload.get(workload.key, ())
+        records = self.contents.records
+        return [records[i] for i in records.of(workload.key)]
+
+    def holding(self, workload: Workload, target: Target, versions: Versions) -> Iterator[Record]:
+        """The records of a workload that still hold, oldest first."""
+        records = self.contents.records
+        return records.holding(records.of(workload.key), target, versions)
 
     def lookup(self, workload: Workload, provider: str, config: Config) -> Record | None:
         """The newest record of exactly that, or None."""
-        return self._index.get((workload.key, provider, config_key(config)))
+        return self.contents.records.newest(workload.key, provider, config)
 
     def best(self, workload: Workload, target: Target, versions: Versions, provider: str | None = None) -> Record | None:
         """The fastest record of a workload that still holds, of one provider or of any; None when there is none."""
-        latest = {r.key: r for r in self.of(workload) if stale_reason(r, target, versions) is None}
+        latest = {r.key: r for r in self.holding(workload, target, versions)}
         ok = [r for r in latest.values() if r.measurement.ok and provider in (None, r.provider)]
         return min(ok, key=lambda r: r.measurement.time, default=None)
 
     def append(self, record: Record) -> Record:
         """Write a record, numbered, in one write, and wait until it is on the disk. Raises StorageError, LogError."""
         with self._locked() as file:
-            record = replace(record, number=len(self.of(record.workload)))
-            self._write(file, record.to_json())
-            self.contents.records.append(record)
-        self._reindex(len(self.contents.records) - 1)
+            records = self.contents.records
+            record = replace(record, number=len(records.of(record.workload.key)))
+            records.add(record, *self._write(file, record.to_json()))
+            if self.path is not None:
+                _save_index(self.path, self.contents)
         return record
 
     def seal(self, workloads: Iterable[Workload]) -> None:
         """Write down how many records each workload has. Raises StorageError, LogError."""
         with self._locked() as file:
-            counts = {digest(w): len(self.of(w)) for w in workloads}
+            counts = {digest(w): len(self.contents.records.of(w.key)) for w in workloads}
             self._write(file, {"schema": SCHEMA, "seal": counts})
             self.contents.seals.append(counts)
 
@@ -119,20 +150,19 @@ class TuningLog:
     def _catch_up(self, file: int) -> None:
         """Read what others appended since. A replaced file is read anew."""
         status = os.fstat(file)
-        known = len(self.contents.records)
-        if status.st_ino != self._inode or status.st_size < self.contents.end:
-            self.contents, self._inode, known = Contents(), status.st_ino, 0
-            self._index, self._by_workload = {}, {}
-        data = os.pread(file, status.st_size - self.contents.end, self.contents.end)
         assert self.path is not None
+        if status.st_ino != self._inode or status.st_size < self.contents.end:
+            self.contents, self._inode = _from_index(self.path, file), status.st_ino
+        data = _read_from(file, self.contents.end)
         if data:
             self.contents.warnings.clear()
             _take(self.contents, data, self.path)
-            self._reindex(known)
+            _save_index(self.path, self.contents)
 
-    def _write(self, file: int | None, data: dict[str, Any]) -> None:
+    def _write(self, file: int | None, data: dict[str, Any]) -> tuple[int, int]:
+        """Where the line begins, and its bytes."""
         if file is None:
-            return
+            return 0, 0
         line = json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         line = b"\n" + line if self.contents.open else line
         try:
@@ -141,14 +171,12 @@ class TuningLog:
             os.fsync(file)
         except OSError as error:
             raise StorageError(f"cannot write to the tuning log {self.path}: {error.strerror or error}") from error
+        begun = self.contents.end
         self.contents.end += len(line)
+        self.contents.checksum = crc32(line, self.contents.checksum)
         self.contents.lines += 1
         self.contents.open = False
-
-    def _reindex(self, start: int) -> None:
-        for record in self.contents.records[start:]:
-            self._index[record.key] = record
-            self._by_workload.setdefault(record.workload.key, []).append(record)
+        return begun, len(line)
 
 
 def write_log(path: Path, records: Iterable[Record], seals: Iterable[Seal] = ()) -> None:
@@ -170,6 +198,7 @@ def write_log(path: Path, records: Iterable[Record], seals: Iterable[Seal] = ())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        index_path(path).unlink(missing_ok=True)  # it was the old file's
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
@@ -199,8 +228,8 @@ def collect_garbage(path: Path, target: Target, versions: Versions, keep: int = 
     return len(contents.records), len(kept)
 
 
-def _worth_keeping(records: Sequence[Record], target: Target, versions: Versions, keep: int) -> list[Record]:
-    latest = {r.key: r for r in records if stale_reason(r, target, versions) is None}
+def _worth_keeping(records: Entries, target: Target, versions: Versions, keep: int) -> list[Record]:
+    latest = {r.key: r for r in records.holding(range(len(records)), target, versions)}
     groups: dict[tuple[str, str, str | None], list[Record]] = {}
     for record in latest.values():
         groups.setdefault((record.workload.key, record.provider, record.measurement.failure), []).append(record)
@@ -234,6 +263,31 @@ def _is_still(path: Path, file: int) -> bool:
         return False
 
 
+def _from_index(path: Path, file: int) -> Contents:
+    """What the index beside the log knows of the open file; empty contents where it is of no use."""
+    found = load_index(path, file)
+    if found is None:
+        return Contents()
+    entries, seals, covered = found
+    entries.lines = Lines(path)
+    return Contents(entries, seals, [], covered.end, False, covered.lines, covered.checksum, len(entries))
+
+
+def _save_index(path: Path, contents: Contents) -> None:
+    """Bring the index up to date, when that is worth it and possible."""
+    if is_due(len(contents.records), contents.indexed) and not contents.open:
+        save_index(path, contents.records, contents.seals, Covered(contents.end, contents.checksum, contents.lines))
+        contents.indexed = len(contents.records)  # also when it failed: no use trying again at once
+
+
+def _read_from(file: int, start: int) -> bytes:
+    parts = []
+    while part := os.pread(file, _CHUNK, start):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)
+
+
 def _take(contents: Contents, data: bytes, path: Path) -> None:
     """Parse lines that follow ``contents.end``. Raises LogError for a damaged line that is not the last."""
     lines = _split(data)
@@ -248,6 +302,7 @@ def _take(contents: Contents, data: bytes, path: Path) -> None:
             contents.warnings.append(f"{path}, line {number}: incomplete last line skipped")
             return
         contents.lines, contents.end, contents.open = number, contents.end + len(line), not line.endswith(b"\n")
+        contents.checksum = crc32(line, contents.checksum)
 
 
 def _take_line(contents: Contents, line: bytes) -> None:
@@ -259,7 +314,8 @@ def _take_line(contents: Contents, line: bytes) -> None:
     if "seal" in data:
         contents.seals.append({str(k): int(v) for k, v in data["seal"].items()})
     else:
-        contents.records.append(record_from_json(data, contents.workloads))
+        record = record_from_json(data, contents.records.workloads)
+        contents.records.add(record, contents.end, len(line))
 
 
 def _split(data: bytes) -> list[bytes]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 from math import inf, isfinite
-from typing import Any
+from typing import Any, Protocol
 
 from wpk.core.result import FAILURES, Config, Measurement, config_key
 from wpk.core.target import Target
@@ -101,7 +101,20 @@ def _measurement(data: dict[str, Any]) -> Measurement:
     return Measurement(**fields)
 
 
-def stale_reason(record: Record, target: Target, versions: Versions) -> str | None:
+class Provenance(Protocol):
+    """What must agree for a result to hold."""
+
+    @property
+    def provider(self) -> str: ...
+    @property
+    def provider_version(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def compiler(self) -> str: ...
+
+
+def stale_reason(record: Provenance, target: Target, versions: Versions) -> str | None:
     """Why a record no longer holds, naming the field, what is expected and what was found; None when it holds."""
     expected = versions.providers.get(record.provider)
     if expected is None:

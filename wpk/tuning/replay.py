@@ -9,7 +9,7 @@ from wpk.core.errors import LogError
 from wpk.core.target import Target
 from wpk.tuning.log import Contents
 from wpk.tuning.record import Record, Versions, digest, stale_reason
-from wpk.tuning.results import ResultTable, fresh_table
+from wpk.tuning.results import ResultTable
 from wpk.tuning.tasks import Task
 
 
@@ -29,18 +29,19 @@ def replay(
     a task without an entry, entries that were lost since the log was sealed, or none that still holds (naming the field).
     A task that the log's seal says was never measured is no error: it has its default, now as then.
     """
-    entries: dict[str, list[Record]] = {}
-    for record in contents.records:
-        entries.setdefault(record.workload.key, []).append(record)
+    records = contents.records
+    places = {task.workload.key: records.of(task.workload.key) for task in tasks}
+    taken = {key: [records[p] for p in positions] for key, positions in places.items()}
     sealed = {name: count for seal in contents.seals for name, count in seal.items()}
     notes = [
         note
         for task in tasks
-        if (note := _complaint(task, entries.get(task.workload.key, []), sealed.get(digest(task.workload)), target, versions))
+        if (note := _complaint(task, taken[task.workload.key], sealed.get(digest(task.workload)), target, versions))
     ]
     if strict and notes:
         raise LogError(notes[0])
-    return Replayed(fresh_table(contents.records, target, versions), tuple(notes))
+    wanted = sorted(p for positions in places.values() for p in positions)
+    return Replayed(ResultTable(records.holding(wanted, target, versions)), tuple(notes))
 
 
 def _complaint(task: Task, records: list[Record], sealed: int | None, target: Target, versions: Versions) -> str | None:

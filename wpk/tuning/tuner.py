@@ -26,7 +26,7 @@ from wpk.tuning.events import Began, Ended, Event, Measured, Observer, Phase
 from wpk.tuning.experience import Experience, distance
 from wpk.tuning.flight import Batch, Flight
 from wpk.tuning.log import TuningLog
-from wpk.tuning.record import Record, Versions, is_library, stale_reason
+from wpk.tuning.record import Record, Versions, is_library
 from wpk.tuning.results import ResultTable
 from wpk.tuning.scheduler import Progress, promise
 from wpk.tuning.tasks import Task
@@ -179,9 +179,9 @@ class _Tuner:
         """Take in what the log holds of these tasks."""
         arms = {(self._tasks[a.task].workload.key, a.provider.name): a for a in self._arms}
         for task in self._tasks:
-            for record in self._log.of(task.workload):
+            for record in self._log.holding(task.workload, self._measurer.target, self._versions):
                 arm = arms.get((record.workload.key, record.provider))
-                if arm is not None and stale_reason(record, self._measurer.target, self._versions) is None:
+                if arm is not None:
                     self._take(arm, record, reused=True)
                     arm.progress.add(
                         1, record.measurement.time, record.measurement.build_s + record.measurement.measure_s
