@@ -2,7 +2,8 @@
 
 Generations overlap: whoever is told enters the population, and the worst leave it. Batches may thus have any size. Nothing
 is proposed twice. Some proposals are one-step neighbours of the best configs known, and a few are random, so that the
-search neither stops short of the nearest optimum nor stays in it.
+search neither stops short of the nearest optimum nor stays in it. Of a brood of children only the one that inherits most
+(:mod:`wpk.search.inheritance`) is measured: making children costs nothing beside measuring one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from random import Random
 from deap import base, tools
 
 from wpk.core.result import config_key
+from wpk.search.inheritance import Inheritance
 from wpk.search.space import Config, Space
+
+#: Children tried in one way before the next, more random one.
+_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class GeneticOptions:
     """Population size, elite size, tournament size, and the shares of the ways a child comes about.
 
     ``cross``, ``climb`` (a neighbour of an elite member) and ``fresh`` (random) are probabilities; the rest is mutation.
+    ``brood``: children made for each that is proposed; ``blind``: the share of proposals made without comparing any.
     """
 
     population: int = 24
@@ -33,6 +39,8 @@ class GeneticOptions:
     cross: float = 0.45
     climb: float = 0.2
     fresh: float = 0.08
+    brood: int = 4
+    blind: float = 0.1
 
 
 class _Seconds(base.Fitness):  # type: ignore[misc]
@@ -78,6 +86,7 @@ class Genetic:
         self._population: list[_Individual] = []
         self._elite = tools.HallOfFame(self._options.elite, similar=_same)
         self._rest: Iterator[Config] | None = None
+        self._inheritance = Inheritance(space)
         self._toolbox = _toolbox(space, self._rng, self._options)
 
     @property
@@ -100,6 +109,8 @@ class Genetic:
         told = [_Individual(c, s) for c, s in results if self._space.valid(c)]
         self._seen.update(i.key for i in told)
         self._elite.update(told)
+        for one in told:
+            self._inheritance.add(one.config, _seconds(one))
         newest = {i.key: i for i in (*self._population, *told)}
         self._population = tools.selBest(list(newest.values()), self._options.population)
 
@@ -108,21 +119,28 @@ class Genetic:
             config = self._queue.pop(0)
             if self._fresh(config):
                 return config
-        for make in self._ways():
+        brood = self._brood()
+        return self._inheritance.least(brood) if brood else self._leftover()
+
+    def _brood(self) -> list[Config]:
+        """New configs, made in ever more random ways until there is one; no more than options say."""
+        blind = not self._parents() or self._rng.random() < self._options.blind
+        wanted, brood = 1 if blind else self._options.brood, dict[str, Config]()
+        for attempt, make in enumerate(self._ways()):
+            if len(brood) == wanted or (brood and attempt >= _TRIES):
+                break
             config = make()
             if self._fresh(config):
-                return config
-        return self._leftover()
+                brood[config_key(config)] = config
+        return list(brood.values())
 
     def _ways(self) -> Iterator[Callable[[], Config]]:
-        """Ways to make a config, ever more random, until one gives a new config."""
-        for attempt in range(60):
-            if not self._parents() or attempt >= 40:
+        """Ways to make a config, ever more random."""
+        for attempt in range(3 * _TRIES):
+            if not self._parents() or attempt >= 2 * _TRIES:
                 yield self._toolbox.sample
-            elif attempt >= 20:
-                yield self._wild
             else:
-                yield self._breed
+                yield self._wild if attempt >= _TRIES else self._breed
 
     def _parents(self) -> list[_Individual]:
         """Who may have children: those that ran, once the first generation is complete enough to choose from."""

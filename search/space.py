@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from math import prod
-from operator import ne
 from random import Random
 from typing import Any
+
+import numpy as np
 
 from wpk.search.knobs import Knob, Value
 
@@ -110,6 +111,8 @@ class Space:
         """A valid config that differs from ``config`` in few knobs. Raises ValueError for an empty space."""
         if self.valid(config):
             return config
+        if self.listed is not None:
+            return self._nearest(config, rng)
         return self._nudged(config, rng) or self._rebuilt(config, rng)
 
     def mutate(self, config: Config, rng: Random, rate: float = 0.25) -> Config:
@@ -164,8 +167,6 @@ class Space:
 
     def _rebuilt(self, config: Config, rng: Random) -> Config:
         """The first valid assignment in an order that keeps the knobs' values in ``config`` where it can."""
-        if self.listed is not None:
-            return self._nearest(config, rng)
 
         def order(knob: Knob) -> Sequence[Value]:
             mine = config.get(knob.name)
@@ -179,14 +180,19 @@ class Space:
                 return found
         raise ValueError("the space has no valid config")
 
+    @cached_property
+    def _ranks(self) -> np.ndarray:
+        """The listed configs as ranks of their values, (configs, knobs)."""
+        rank = [{v: i for i, v in enumerate(k.values)} for k in self.knobs]
+        return np.array([[r[v] for r, v in zip(rank, row, strict=True)] for row in self._rows], np.int16)
+
     def _nearest(self, config: Config, rng: Random) -> Config:
         """The listed config with the fewest other values; one of several at random."""
-        wanted = tuple(config.get(k.name) for k in self.knobs)
-        far = {row: sum(map(ne, row, wanted)) for row in self._rows}
-        if not far:
+        if not self._rows:
             raise ValueError("the space has no valid config")
-        least = min(far.values())
-        return dict(self._rows[rng.choice([row for row, d in far.items() if d == least])])
+        wanted = [k.values.index(v) if (v := config.get(k.name)) in k.values else -1 for k in self.knobs]
+        far = (self._ranks != np.array(wanted, np.int16)).sum(axis=1)
+        return dict(self._uniform[rng.choice(np.flatnonzero(far == far.min()).tolist())])
 
     def _search(
         self, knobs: Sequence[Knob], order: Order, steps: Iterator[int] | None = None
