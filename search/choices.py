@@ -159,9 +159,9 @@ class Choices:
         rows = [[self._index[k][c[knob.name]] for k, knob in enumerate(self.knobs)] for c in configs]
         return np.array(rows, np.int32).reshape(len(rows), len(self.knobs))
 
-    def decode(self, walk: Ints, rng: Random) -> Config:
+    def decode(self, walk: Sequence[int], rng: Random) -> Config:
         """The config of a walk, (K,); repaired where its constraints were too hard to look ahead."""
-        config: Config = {k.name: k.values[i] for k, i in zip(self.knobs, walk.tolist(), strict=True)}
+        config: Config = {k.name: k.values[i] for k, i in zip(self.knobs, walk, strict=True)}
         return self.space.repair(config, rng)
 
 

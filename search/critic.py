@@ -2,8 +2,8 @@
 
 A Gaussian process on configs. Two configs are alike by exp(−Σ over knobs of relevance × distance), where the distance of two
 values is how many steps apart they are (Ordered) or whether they differ (Choice); relevances and noise are those that make the
-measurements likeliest, found by gradient. The prior mean may be another's opinion (the trained policy's critic head), which
-counts as much as it proves right.
+measurements likeliest, found by gradient. The prior mean may be another's opinion (the trained policy's critic head): believed
+at first, then as much as it proves right.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from wpk.search.knobs import Knob, Ordered
 
 #: Variance of the prior on the logarithms of relevances, and the logarithm of their usual sum over knobs.
 _LOOSE, _USUAL = 1.0, 0.7
+#: Variance of the weight that an opinion deserves, around 1.
+_DOUBT = 0.25
 #: Bounds of the noise variance relative to the signal's.
 _NOISE = (1e-4, 0.5)
 _RATE = 0.25
@@ -40,10 +42,12 @@ class Critic:
         self._walks = np.zeros((0, len(self.knobs)), np.int32)
 
     def fit(self, walks: Ints, worth: Array, opinion: Array, steps: int = 4) -> None:
-        """Take in all measurements: walks (N, K), what they were worth (N,), and the prior opinion of that (N,)."""
-        self._walks, self._opinion = walks, opinion
-        self._mean, self._scale = float(worth.mean()), float(worth.std()) or 1.0
-        y = (worth - self._mean) / self._scale
+        """Take in all measurements: walks (N, K), what they were worth (N,), the prior opinion of that up to a constant (N,)."""
+        self._walks, self._centre, self._mean = walks, float(opinion.mean()), float(worth.mean())
+        surprise = worth - self._mean - (opinion - self._centre)
+        self._scale, self._variance = float(surprise.std()) or 1.0, float(worth.var())
+        self._opinion = (opinion - self._centre) / self._scale * _DOUBT**0.5
+        y = surprise / self._scale
         far = self._far[np.arange(walks.shape[1])[None, None], walks[:, None], walks[None]]
         for _ in range(steps):
             self._climb(far, y)
@@ -55,17 +59,19 @@ class Critic:
         near = np.zeros((len(walks), len(self._walks)))
         for k in range(walks.shape[1]):
             near += weighted[k][:, self._walks[:, k]][walks[:, k]]
-        cross = np.exp(-near) + np.outer(opinion, self._opinion)
-        own = 1.0 + opinion**2
+        scaled = (opinion - self._centre) / self._scale * _DOUBT**0.5
+        cross = np.exp(-near) + np.outer(scaled, self._opinion)
+        own = 1.0 + scaled**2
         variance = own - np.einsum("ij,ij->i", cross @ self._inverse, cross)
         deviation = np.sqrt(np.maximum(variance * self._amplitude, 1e-9))
-        return self._mean + self._scale * (cross @ self._alpha), self._scale * deviation
+        mean = self._mean + (opinion - self._centre) + self._scale * (cross @ self._alpha)
+        return mean, self._scale * deviation
 
     @property
     def skill(self) -> float:
         """Share of the variance that it explains of measurements left out, one at a time; 0 or less: none."""
-        missed = self._alpha / np.diag(self._inverse)
-        return float(1 - (missed**2).mean())
+        missed = self._scale * self._alpha / np.diag(self._inverse)
+        return 1 - float((missed**2).mean()) / max(self._variance, 1e-12)
 
     def _kernel(self, far: Array) -> Array:
         return np.asarray(np.exp(-(far @ np.exp(self.relevance))))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import erf, exp, inf, isfinite, log, pi, sqrt
+from math import erf, exp, inf, isfinite, pi, sqrt
 from random import Random
 
 import numpy as np
@@ -27,6 +27,7 @@ from wpk.search.features import Array, task_features, token_features
 from wpk.search.policy import Actor, Adam, Policy, Tables, earlier, one_hot
 from wpk.search.space import Config, Space
 from wpk.search.train import train_policy as train_policy
+from wpk.search.train import worth
 
 #: Predicts what configs cost, any unit, smaller is better: a cost model's opinion.
 Screen = Callable[[Sequence[Config]], Sequence[float]]
@@ -38,6 +39,14 @@ PENALTIES: Mapping[str, float] = {
 }  # fmt: skip
 
 
+#: Configs of a space that are counted.
+_SMALL = 500
+#: How flat the policy's draws are among which a batch is chosen; the last are as good as uniform.
+_HEATS = (1.0, 2.0, 100.0)
+#: Where fewer of the draws than this share are new, the policy is too sure of itself: its logits shrink by this factor.
+_NOVEL, _SHRINK = 0.5, 0.8
+
+
 @dataclass(frozen=True)
 class RlOptions:
     """Hyper-parameters; the reasons are in ``configs/effort/*.toml``.
@@ -45,7 +54,7 @@ class RlOptions:
     ``rounds`` of practice after each batch, of ``imagined`` configs and ``epochs`` steps of size ``rate``; ``clip`` of the
     probability ratio; ``entropy`` bonus at the start and ``calm``, measurements after which it has fallen to half; ``decay`` of
     credit along the knobs (GAE's λ); ``elite`` configs replayed; ``depth``, nats below the best at which all counts as equally
-    bad; ``optimism``, standard deviations added to the critic's opinion; ``pool`` configs drawn to choose a batch from;
+    bad; ``optimism``, standard deviations added to the critic's opinion; ``pool`` configs drawn at each of three heats to choose a batch from;
     ``free`` share of proposals that nobody screens; ``skill`` below which the critic is not believed.
     """
 
@@ -59,8 +68,8 @@ class RlOptions:
     decay: float = 0.9
     elite: int = 8
     depth: float = 0.7
-    optimism: float = 0.7
-    pool: int = 256
+    optimism: float = 1.2
+    pool: int = 96
     free: float = 0.1
     skill: float = 0.1
 
@@ -89,7 +98,7 @@ class Reinforced:
         self._space, self._options, self._screen = space, options or RlOptions(), screen
         self._seed, self._random, self._rng = seed, Random(seed), np.random.Generator(np.random.PCG64(seed))
         self._choices = Choices(space)
-        self._queue = [dict(c) for c in first]
+        self._queue, self._size = [dict(c) for c in first], space.size(_SMALL)
         self._seen: set[str] = set()
         self._history, self._learned = _History(), 0
         self._kinds: dict[str, str] = {}
@@ -167,15 +176,13 @@ class Reinforced:
         return asked
 
     def _pool(self, rng: np.random.Generator) -> list[Config]:
-        """Distinct new configs, as the policy draws them; flatter where it draws but the known."""
+        """Distinct new configs, as the policy draws them: a part each as it is and ever flatter, the likeliest first."""
+        walks = [self._actor.sample(self._options.pool, rng, heat) for heat in _HEATS]
         found: dict[str, Config] = {}
-        for heat in (1.0, 1.5, 3.0):
-            for walk in self._actor.sample(self._options.pool, rng, heat):
-                config = self._choices.decode(walk, self._random)
-                if (key := config_key(config)) not in self._seen:
-                    found.setdefault(key, config)
-            if len(found) >= self._options.pool // 8:
-                break
+        for walk in dict.fromkeys(map(tuple, np.concatenate(walks).tolist())):
+            config = self._choices.decode(walk, self._random)
+            if (key := config_key(config)) not in self._seen:
+                found.setdefault(key, config)
         return list(found.values())
 
     def _ranked(self, pool: Sequence[Config], n: int) -> list[int]:
@@ -220,13 +227,25 @@ class Reinforced:
         history, options = self._history, self._options
         if len(history.walks) == self._learned or sum(map(isfinite, history.seconds)) < 2:
             return
-        walks, worth = np.array(history.walks, np.int32), self._worth()
-        self._critic.fit(walks, worth, self._opinion(walks))
+        walks, values = np.array(history.walks, np.int32), self._worth()
+        self._critic.fit(walks, values, self._opinion(walks))
         fresh, self._learned = len(walks) - self._learned, len(walks)
-        elite = np.argsort(-worth, kind="stable")[: options.elite]
+        elite = np.argsort(-values, kind="stable")[: options.elite]
         kept = np.unique(np.concatenate([elite, np.arange(len(walks) - fresh, len(walks))]))
         for _ in range(options.rounds):
-            self._practise(walks[kept], worth[kept])
+            self._loosen()
+            self._practise(walks[kept], values[kept])
+
+    def _loosen(self) -> None:
+        """Flatten the policy until enough of what it draws is new."""
+        known = set(self._history.walks)
+        for _ in range(20):
+            drawn = self._actor.sample(48, self._rng).tolist()
+            new = {w for w in map(tuple, drawn) if w not in known}
+            if len(new) >= _NOVEL * len(drawn) or len(known) >= _NOVEL * self._size:
+                break
+            self._actor.bias *= _SHRINK
+            self._actor.pairs *= _SHRINK
 
     def _worth(self) -> Array:
         """What each measurement was worth: nats of speed below the best, flattened where far, less for failures.
@@ -234,25 +253,24 @@ class Reinforced:
         The reward is the log-speedup over the task's default; only differences count, so the best serves as zero.
         """
         depth, best = self._options.depth, self._history.best
-        nats = [log(s / best) if isfinite(s) else inf for s in self._history.seconds]
         return np.array([
-            -depth * x / (x + depth) if isfinite(x) else -depth - PENALTIES.get(kind, PENALTIES["crash"])
-            for x, kind in zip(nats, self._history.kinds, strict=True)
+            worth(s / best, depth) - (0.0 if isfinite(s) else PENALTIES.get(kind, PENALTIES["crash"]))
+            for s, kind in zip(self._history.seconds, self._history.kinds, strict=True)
         ])  # fmt: skip
 
     def _opinion(self, walks: Ints) -> Array:
-        """The trained critic's opinion of walks, of order one."""
+        """The trained critic's opinion of what walks are worth."""
         hot = one_hot(walks, self._choices.width)
         return np.asarray(hot @ self._tables.critic + ((hot @ self._tables.critic_pairs) * hot).sum(1))
 
-    def _practise(self, measured: Ints, worth: Array) -> None:
+    def _practise(self, measured: Ints, values: Array) -> None:
         """One round: imagine, value, and follow the gradient for some epochs."""
-        walks, reward = measured, worth
+        walks, reward = measured, values
         if self._critic.skill >= self._options.skill:
             imagined = self._actor.sample(self._options.imagined, self._rng)
             mean, deviation = self._critic.predict(imagined, self._opinion(imagined))
             walks = np.concatenate([measured, imagined])
-            reward = np.concatenate([worth, mean + self._options.optimism * deviation])
+            reward = np.concatenate([values, mean + self._options.optimism * deviation])
         hot, masks = one_hot(walks, self._choices.width), self._choices.masks(walks)
         probs, logs = self._actor.probabilities(hot, masks)
         advantage = _advantages(hot, probs, reward, self._options.decay)

@@ -7,7 +7,7 @@ critic head learns the same rewards by least squares.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite, log
 
@@ -21,6 +21,9 @@ from wpk.search.features import TOKEN, Array, task_features, token_features
 from wpk.search.policy import RANK, Actor, Adam, Parameters, Policy, backward, earlier, initial, one_hot
 from wpk.search.recorded import RecordedSpace
 from wpk.search.space import Config, Space
+
+#: Weight of the critic's squared error, whose residuals are a few tenths, beside the actor's likelihood.
+_LOUD = 10.0
 
 
 @dataclass(frozen=True)
@@ -98,21 +101,21 @@ def _prepare(lesson: Lesson, options: TrainOptions) -> _Prepared:
     choices = Choices(lesson.space)
     results = [(c, s) for c, s in lesson.results if lesson.space.valid(c)]
     walks = choices.encode([c for c, _ in results])
-    reward = _rewards([s for _, s in results], options.depth)
+    best = min(s for _, s in results)
+    reward = np.array([worth(s / best, options.depth) for _, s in results])
     odds = np.exp(reward / options.heat)
     size = len(choices.knobs) * choices.width
     return _Prepared(
         token_features(lesson.space, choices.width), task_features(lesson.workload, lesson.target),
         one_hot(walks, choices.width), choices.masks(walks), odds / odds.sum(),
-        (reward - reward.mean()) / (reward.std() + 1e-9), Actor(choices, np.zeros(size), np.zeros((size, size))),
+        reward - reward.mean(), Actor(choices, np.zeros(size), np.zeros((size, size))),
         earlier(len(choices.knobs), choices.width),
     )  # fmt: skip
 
 
-def _rewards(seconds: Sequence[float], depth: float) -> Array:
-    """Nats of speed below the best, at most ``depth``."""
-    best = min(seconds)
-    return np.array([-min(log(s / best), depth) if isfinite(s) else -depth for s in seconds])
+def worth(slowdown: float, depth: float) -> float:
+    """The logarithm of a speed relative to the best, flattened to no less than -``depth``; infinite slowdown is a failure."""
+    return -depth * log(slowdown) / (log(slowdown) + depth) if isfinite(slowdown) else -depth
 
 
 def _gradient(policy: Policy, lesson: _Prepared, rng: np.random.Generator, options: TrainOptions) -> Parameters:
@@ -138,9 +141,9 @@ def _actor(lesson: _Prepared, heads: dict[str, Array], rows: NDArray[np.int64]) 
 def _critic(lesson: _Prepared, heads: dict[str, Array], rows: NDArray[np.int64]) -> dict[str, Array]:
     hot = lesson.hot[rows]
     pairs = heads["critic_a"] @ heads["critic_b"].T * lesson.order / RANK
-    error = lesson.worth[rows] - hot @ heads["critic"][:, 0] - ((hot @ pairs) * hot).sum(1)
+    error = _LOUD * (lesson.worth[rows] - hot @ heads["critic"][:, 0] - ((hot @ pairs) * hot).sum(1))
     slope = (hot * error[:, None] / len(rows)).T
     of_pairs = slope @ hot * lesson.order / RANK
     return {
-        "critic": slope.sum(1)[:, None], "critic_a": of_pairs @ heads["critic_b"], "critic_b": of_pairs.T @ heads["critic_a"]
+        "critic": slope.sum(1)[:, None], "critic_a": of_pairs @ heads["critic_b"], "critic_b": of_pairs.T @ heads["critic_a"],
     }  # fmt: skip
