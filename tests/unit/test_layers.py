@@ -14,6 +14,7 @@ ORDER = (
     ("graph", "runtime", "kernels"),
     ("passes", "providers"),
     ("measure",),
+    ("fleet",),
     ("tuning",),
     ("planner",),
     ("report",),

@@ -49,6 +49,12 @@ class StorageError(WpkError):
     exit_code = 8
 
 
+class FleetError(WpkError):
+    """A cluster cannot be reached, or none of its workers can do the work."""
+
+    exit_code = 9
+
+
 class InternalError(WpkError):
     """wpk broke one of its own rules; always a bug."""
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 from wpk.core.result import Config, Measurement
 
-#: Candidates under way for each device: one is measured, the next one is ready.
+#: Candidates under way for each device while the oldest batch is awaited: one is measured, the next one is ready.
 _AHEAD = 2
 
 A = TypeVar("A")
@@ -56,7 +57,7 @@ class Flight(Generic[A]):
         """True when ``slots`` devices have enough to do. A single one takes one batch at a time."""
         if slots <= 1:
             return bool(self._batches)
-        return sum(len(b.configs) for b in self._batches) >= _AHEAD * slots
+        return sum(len(b.configs) for b in islice(self._batches, 1, None)) >= _AHEAD * slots
 
     def configs(self, *arms: A) -> int:
         """How many configs of these arms are under way."""

@@ -8,6 +8,7 @@ the log holds is not measured again. Stopping at any moment, Ctrl-C too, leaves 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf, isfinite, prod
@@ -275,21 +276,36 @@ class _Tuner:
     def _finals(self) -> bool:
         """Rivals in turns, where the choice matters most first."""
         order = sorted(range(len(self._tasks)), key=lambda i: -self._tasks[i].weight * _finite(self._best[i]))
-        for index in order:
-            if self._late(0.0):
-                return False
-            self._final(index)
+        slots, pool = self._slots, ThreadPoolExecutor(self._slots)
+        try:
+            while order:
+                if self._late(0.0):
+                    return False
+                rivals = [(i, r) for i in order[:slots] if (r := self._to_time_again(i))]
+                order = order[slots:]
+                again = pool.map if len(rivals) > 1 else map
+                for (index, pairs), found in zip(rivals, again(self._again, rivals), strict=True):
+                    self._take_finals(index, pairs, found)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
         return True
 
-    def _final(self, index: int) -> None:
+    def _to_time_again(self, index: int) -> list[tuple[Provider, Config]]:
+        """The rivals of a task, if there is a choice to be made and time to make it well."""
         task, providers = self._tasks[index], {p.name: p for p in self._providers}
         rivals = _finalists(self._table, task.workload, self._options)
         if len(rivals) < 2 or all(r.stage == "final" for r in rivals):
-            return
-        candidates = [(providers[r.provider], r.config) for r in rivals]
+            return []
         if self._late_by(sum(r.measurement.build_s + r.measurement.measure_s for r in rivals)):
-            return
-        found = self._measurer.measure_again(task.workload, candidates)
+            return []
+        return [(providers[r.provider], r.config) for r in rivals]
+
+    def _again(self, rivals: tuple[int, list[tuple[Provider, Config]]]) -> list[Measurement]:
+        return self._measurer.measure_again(self._tasks[rivals[0]].workload, rivals[1])
+
+    def _take_finals(
+        self, index: int, candidates: Sequence[tuple[Provider, Config]], found: Sequence[Measurement]
+    ) -> None:
         arms = {a.provider.name: a for a in self._arms if a.task == index}
         for (provider, config), measurement in zip(candidates, found, strict=True):
             if (
