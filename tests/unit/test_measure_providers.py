@@ -65,3 +65,11 @@ def test_providers_are_timed_in_turns(measurer: Measurer) -> None:
     some = [p for p in providers() if p.supports(conv("ROW"), measurer.target)]
     rivals = [(p, p.space(conv("ROW"), measurer.target).default()) for p in some]
     assert all(m.ok for m in measurer.measure_again(conv("ROW"), rivals, rounds=2))
+
+
+def test_every_output_is_checked(measurer: Measurer) -> None:
+    x, parts = TensorType("float32", (1, 48, 5, 5)), [TensorType("float32", (1, c, 5, 5)) for c in (16, 32)]
+    split = Workload("split", (x,), tuple(parts), (("axis", 1), ("sizes", (16, 32))))
+    (provider,) = providers(["onnxruntime"])
+    found = measurer.measure(split, provider, [provider.space(split, measurer.target).default()])[0]
+    assert found.ok, found.detail

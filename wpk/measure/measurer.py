@@ -267,7 +267,7 @@ class Measurer:
 def _reference(workload: Workload, inputs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
     from wpk.providers.reference import reference_output  # pulls in ONNX Runtime
 
-    return [np.asarray(reference_output(workload, inputs))]
+    return reference_output(workload, inputs)
 
 
 def _holding(model: bytes, constants: dict[str, np.ndarray]) -> bytes:
