@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
   && { command -v $$p; break; }; done)
 # with no C compiler on PATH, the ziglang wheel brings one
 ZIG    := $(shell command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 || command -v clang >/dev/null 2>&1 || echo ,zig)
-EXTRAS := dev,onednn,openblas$(ZIG)
+EXTRAS := dev,onednn,openblas,cuda-compile$(ZIG)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types bench clean

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 #: left to right; parts that stand together do not import each other
 ORDER = (
     ("core",),
-    ("ops", "search", "dsl"),
+    ("ops", "search", "dsl", "cuda"),
     ("graph", "runtime", "kernels"),
     ("passes", "providers"),
     ("measure",),
