@@ -94,9 +94,9 @@ class Portfolio:
         """See :meth:`wpk.search.rl.Reinforced.tell_failures`."""
         self._learner.tell_failures(kinds)
 
-    def expected_gain(self) -> float:
+    def expected_gain(self, seconds: float = inf) -> float:
         """See :meth:`wpk.search.rl.Reinforced.expected_gain`; infinity while given configs are left to try."""
-        return inf if self._queue else self._learner.expected_gain()
+        return inf if self._queue else self._learner.expected_gain(seconds)
 
     def _admit(self, asked: list[Config], config: Config, arm: str) -> None:
         key = config_key(config)

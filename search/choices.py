@@ -22,6 +22,8 @@ from wpk.search.space import Config, Constraint, Space
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
 
+#: completions found lately that are tried before a search
+_WITNESSES = 4
 #: configs looked at to learn which knobs a constraint reads
 _PROBES = 48
 #: children that lead nowhere, and those not visited yet
@@ -71,9 +73,11 @@ class _Tree:
     """The assignments of one group of knobs. ``children[level]`` is (nodes, values): a node's number at the next level."""
 
     knobs: tuple[Knob, ...]
-    completable: Callable[[Config], bool]
+    completion: Callable[[Config], Config | None]
+    valid: Callable[[Config], bool]
     children: list[Ints] = field(default_factory=list)
     prefixes: list[list[tuple[Value, ...]]] = field(default_factory=list)
+    witnesses: list[Config] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.children = [np.zeros((0, len(k.values)), np.int32) for k in self.knobs]
@@ -107,7 +111,16 @@ class _Tree:
     def _open(self, level: int, prefix: tuple[Value, ...]) -> Iterator[bool]:
         chosen = dict(zip((k.name for k in self.knobs), prefix, strict=False))
         for value in self.knobs[level].values:
-            yield self.completable({**chosen, self.knobs[level].name: value})
+            yield self._completable({**chosen, self.knobs[level].name: value})
+
+    def _completable(self, chosen: Config) -> bool:
+        """Whether a completion exists: likely one found lately will do, else a search says."""
+        if any(self.valid({**witness, **chosen}) for witness in self.witnesses):
+            return True
+        found = self.completion(chosen)
+        if found is not None and len(found) == len(self.knobs):
+            self.witnesses = [found, *self.witnesses[: _WITNESSES - 1]]
+        return found is not None
 
 
 class Choices:
@@ -125,6 +138,8 @@ class Choices:
         self._trees: list[_Tree] = []
         self._place: list[tuple[int, int]] = [(0, 0)] * len(space.knobs)
         for tree in _trees(space):
+            if not (tree.children[0][:1] != _INVALID).any():
+                raise ValueError("the space has no valid config")
             for level, knob in enumerate(tree.knobs):
                 self._place[self.knobs.index(knob)] = (len(self._trees), level)
             self._trees.append(tree)
@@ -167,19 +182,20 @@ class Choices:
 
 def _trees(space: Space) -> Iterator[_Tree]:
     if space.listed is not None:
-        yield _Tree(space.knobs, _listed(space))
+        yield _Tree(space.knobs, _listed(space), space.valid)
         return
     scopes = _scopes(space)
     for group in _groups(space, [names for _, names in scopes]):
         knobs = tuple(k for k in space.knobs if k.name in group)
         held = tuple(_within(c, group) for c, names in scopes if names & group)
-        yield _Tree(knobs, Space(knobs, held).completable)
+        group_space = Space(knobs, held)
+        yield _Tree(knobs, group_space.completion, group_space.valid)
 
 
-def _listed(space: Space) -> Callable[[Config], bool]:
+def _listed(space: Space) -> Callable[[Config], Config | None]:
     rows = [tuple(c[k.name] for k in space.knobs) for c in space.enumerate()]
     prefixes = {row[: i + 1] for row in rows for i in range(len(row))}
-    return lambda chosen: tuple(chosen.values()) in prefixes
+    return lambda chosen: chosen if tuple(chosen.values()) in prefixes else None
 
 
 def _within(constraint: Constraint, names: frozenset[str]) -> Constraint:

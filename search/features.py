@@ -77,7 +77,7 @@ def _workload_features(w: Workload) -> Array:
     operands += [TensorType("float32", ())] * (3 - len(operands))
     strides, pads = _ints(w, "strides"), _ints(w, "pads")
     extra = [
-        log2(arithmetic(w)) / (3 * _SCALE),
+        log2(arithmetic(w) + 1) / (3 * _SCALE),
         log2(traffic(w) + 1) / (2 * _SCALE),
         log2(arithmetic(w) / (traffic(w) + 1) + 1) / _SCALE,
         log2(max(_reduction(w), 1)) / _SCALE,

@@ -89,8 +89,7 @@ def one_hot(walks: Ints, width: int) -> Array:
 
 def earlier(knobs: int, width: int) -> Array:
     """(D, D) mask of pairs: 1 where the row's knob comes before the column's."""
-    order: Array = np.kron(np.triu(np.ones((knobs, knobs)), 1), np.ones((width, width)))
-    return order
+    return np.asarray(np.kron(np.triu(np.ones((knobs, knobs)), 1), np.ones((width, width))), np.float64)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import erf, exp, inf, isfinite, pi, sqrt
+from math import erf, exp, inf, isfinite, log, pi, sqrt
 from random import Random
 
 import numpy as np
@@ -38,7 +38,6 @@ PENALTIES: Mapping[str, float] = {
     "invalid": 0.1, "compile": 0.1, "timeout": 0.0, "memory": 0.1, "launch": 0.15, "crash": 0.2, "wrong": 0.2,
 }  # fmt: skip
 
-
 #: Configs of a space that are counted.
 _SMALL = 500
 #: How flat the policy's draws are among which a batch is chosen; the last are as good as uniform.
@@ -54,8 +53,8 @@ class RlOptions:
     ``rounds`` of practice after each batch, of ``imagined`` configs and ``epochs`` steps of size ``rate``; ``clip`` of the
     probability ratio; ``entropy`` bonus at the start and ``calm``, measurements after which it has fallen to half; ``decay`` of
     credit along the knobs (GAE's λ); ``elite`` configs replayed; ``depth``, nats below the best at which all counts as equally
-    bad; ``optimism``, standard deviations added to the critic's opinion; ``pool`` configs drawn at each of three heats to choose a batch from;
-    ``free`` share of proposals that nobody screens; ``skill`` below which the critic is not believed.
+    bad; ``optimism``, standard deviations added to the critic's opinion; ``pool`` configs drawn at each of three heats to
+    choose a batch from; ``free`` share of proposals that nobody screens; ``skill`` below which the critic is not believed.
     """
 
     rounds: int = 3
@@ -142,10 +141,11 @@ class Reinforced:
         mean, _ = self._critic.predict(walks, self._opinion(walks))
         return [float(-m) for m in mean]
 
-    def expected_gain(self) -> float:
-        """The share of the best time that one more config is expected to save, by the critic; infinity before it has skill.
+    def expected_gain(self, seconds: float = inf) -> float:
+        """The share of the best time, or of ``seconds`` if less, that one more config is expected to save; infinity: unknown.
 
-        It is the expected improvement (Jones et al., 1998) of the most promising config that the policy draws.
+        It is the expected improvement (Jones et al., 1998) of the most promising config that the policy draws, by the critic,
+        once that has skill.
         """
         self._learn()
         if not self._ready() or self._critic.skill < self._options.skill:
@@ -155,7 +155,8 @@ class Reinforced:
         if not pool:
             return 0.0
         mean, deviation, _ = self._promise(pool)
-        return 1 - exp(-max(map(_improvement, mean.tolist(), deviation.tolist())))
+        beyond = log(max(self._history.best / seconds, 1.0))
+        return 1 - exp(-max(map(_improvement, (mean - beyond).tolist(), deviation.tolist())))
 
     # Proposing
 

@@ -138,15 +138,16 @@ class Space:
                 if self.valid(trial):
                     yield trial
 
-    def completable(self, chosen: Config, steps: int = _ATTEMPT) -> bool:
-        """Whether some valid config has the values ``chosen``; True as well where ``steps`` assignments do not settle it.
+    def completion(self, chosen: Config, steps: int = _ATTEMPT) -> Config | None:
+        """A valid config that has the values ``chosen``; None where there is none.
 
-        Of listed configs only the constraints are looked at.
+        ``chosen`` itself where ``steps`` assignments do not settle it. Of listed configs only the constraints are looked at.
         """
         knobs = sorted(self.knobs, key=lambda k: k.name not in chosen)
         left = iter(range(steps))
         found = self._search(knobs, lambda k: (chosen[k.name],) if k.name in chosen else k.values, left)
-        return next(found, None) is not None or next(left, None) is None
+        config = next(found, None)
+        return chosen if config is None and next(left, None) is None else config
 
     def encode(self, config: Config) -> tuple[float, ...]:
         """A fixed-length numeric vector of a config."""

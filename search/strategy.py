@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from random import Random
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from wpk.core.errors import UsageError
 from wpk.core.result import config_key
@@ -37,6 +38,19 @@ class Strategy(Protocol):
 
     def tell(self, results: Sequence[Told]) -> None:
         """Take in results, in the order measured. Configs that were never asked are welcome (earlier logs)."""
+        ...
+
+
+@runtime_checkable
+class Learner(Strategy, Protocol):
+    """A strategy that has an opinion of what is still to be gained."""
+
+    def tell_failures(self, kinds: Sequence[tuple[Config, str]]) -> None:
+        """How configs failed, by kind (wpk.core.result.FAILURES), before they are told as infinity."""
+        ...
+
+    def expected_gain(self, seconds: float = inf) -> float:
+        """The share of the best time, or of ``seconds`` if less, that one more config is expected to save; infinity: unknown."""
         ...
 
 

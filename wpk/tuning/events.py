@@ -46,7 +46,14 @@ class Ended:
     why: str
 
 
-Event = Began | Phase | Measured | Ended
+@dataclass(frozen=True)
+class Forecast:
+    """The run will take about ``left`` more seconds."""
+
+    left: float
+
+
+Event = Began | Phase | Measured | Forecast | Ended
 
 
 class Observer(Protocol):

@@ -20,12 +20,15 @@ from wpk.core.target import Target
 from wpk.core.workload import Workload
 from wpk.measure.check import reduction_length
 from wpk.providers.protocol import Provider
+from wpk.search.policy import shipped_policy
+from wpk.search.rl import RlOptions
 from wpk.search.space import Space
-from wpk.search.strategy import STRATEGIES, Strategy, make_strategy
+from wpk.search.strategy import STRATEGIES, Context, Learner, Strategy, make_strategy
 from wpk.tuning.clock import Clock
-from wpk.tuning.events import Began, Ended, Event, Measured, Observer, Phase
+from wpk.tuning.events import Began, Ended, Event, Forecast, Measured, Observer, Phase
 from wpk.tuning.experience import Experience, distance
 from wpk.tuning.flight import Batch, Flight
+from wpk.tuning.forecast import Open, at_the_roof, seconds_left, total_seconds, worth_more
 from wpk.tuning.log import TuningLog
 from wpk.tuning.record import Record, Versions, is_library
 from wpk.tuning.results import ResultTable
@@ -61,7 +64,9 @@ class TuneOptions:
     ``batch``: candidates of one arm at a time. ``library_configs``: most configs of a library tried. ``finalists``: most rivals
     re-timed in turns, those within ``tie`` of the best, besides other providers' best within the factor ``rival``; ``reserve``:
     share of the budget kept for that.
-    ``batch_seconds``: about how long a batch may take.
+    ``batch_seconds``: about how long a batch may take. ``noise``: the share of the model's time below which gains are not worth
+    a search, all tasks together; ``roof``: a task whose best is within this share of the machine's roof is not searched.
+    ``rl``: the learner's hyper-parameters.
     """
 
     budget: float | None = None
@@ -75,6 +80,9 @@ class TuneOptions:
     tie: float = 0.1
     rival: float = 1.5
     reserve: float = 0.12
+    noise: float = 0.005
+    roof: float = 0.05
+    rl: RlOptions | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -102,6 +110,7 @@ class Arm:
     progress: Progress = field(default_factory=Progress)
     known: dict[str, Config] = field(default_factory=dict)
     exhausted: bool = False
+    settled: bool = False
 
 
 def tune(
@@ -114,12 +123,13 @@ def tune(
     observer: Observer | None = None,
     experience: Experience | None = None,
     clock: Clock | None = None,
+    roofs: Mapping[str, float] | None = None,
 ) -> Tuned:
-    """Tune ``tasks``, trying first what ``experience`` recommends.
+    """Tune ``tasks``, trying first what ``experience`` recommends. ``roofs``: by workload key, the least seconds possible.
 
     Every result is appended to ``log`` when it is known. Raises StorageError, LogError, InternalError."""
     return _Tuner(
-        tasks, providers, measurer, log, versions, options or TuneOptions(), observer, experience, clock or Clock()
+        tasks, providers, measurer, log, versions, options or TuneOptions(), observer, experience, clock or Clock(), roofs or {},
     ).run()
 
 
@@ -127,11 +137,12 @@ class _Tuner:
     def __init__(
         self, tasks: Sequence[Task], providers: Sequence[Provider], measurer: Measures, log: TuningLog, versions: Versions,
         options: TuneOptions, observer: Observer | None, experience: Experience | None, clock: Clock,
+        roofs: Mapping[str, float],
     ) -> None:  # fmt: skip
         self._experience = experience or Experience()
         self._tasks, self._providers, self._measurer, self._log = tasks, providers, measurer, log
         self._versions, self._options, self._observer = versions, options, observer
-        self._clock = clock
+        self._clock, self._roofs = clock, roofs
         self._start = self._finished = clock.now()
         self._table = ResultTable()
         self._best = [inf] * len(tasks)
@@ -238,7 +249,8 @@ class _Tuner:
                 return True
             batch = self._flight.oldest()
             results = self._finish(batch)
-            self._strategy(batch.arm).tell([(c, m.time) for c, m in results])
+            self._learn(batch.arm, results)
+            self._tell(Forecast(self._forecast()))
         self._flight.drop()
         return False
 
@@ -260,9 +272,37 @@ class _Tuner:
         """The most promising arm that may still be searched; one that has batches under way promises less."""
         open_arms = [
             a for a in self._arms
-            if not a.exhausted and self._left(a.task) > 0 and not is_library(a.provider.name)
+            if self._open(a) and self._left(a.task) > 0
         ]  # fmt: skip
         return max(open_arms, key=self._promise, default=None)
+
+    def _open(self, arm: Arm) -> bool:
+        """Whether more search of an arm may pay."""
+        task = self._tasks[arm.task]
+        if arm.exhausted or arm.settled or is_library(arm.provider.name):
+            return False
+        return not at_the_roof(task, self._best[arm.task], self._roofs, self._options.roof)
+
+    def _learn(self, arm: Arm, results: Sequence[tuple[Config, Measurement]]) -> None:
+        """Tell the strategy, and ask it whether to go on."""
+        strategy = self._strategy(arm)
+        if isinstance(strategy, Learner):
+            strategy.tell_failures([(c, m.failure) for c, m in results if m.failure is not None])
+        strategy.tell([(c, m.time) for c, m in results])
+        if isinstance(strategy, Learner):
+            to_beat, total = self._to_beat(arm.task), total_seconds(self._tasks, self._best)
+            gain = strategy.expected_gain(to_beat) * self._options.batch
+            threshold = self._options.noise / len(self._tasks)
+            arm.settled = not worth_more(gain, self._tasks[arm.task], to_beat, total, threshold)
+
+    def _forecast(self) -> float:
+        """Seconds left: what the open tasks will take, and the finals; no more than the budget."""
+        arms: dict[int, Arm] = {a.task: a for a in self._arms if self._open(a) and self._left(a.task) > 0}
+        tasks = [Open(self._trials[i], self._options.trials, a.progress.cost) for i, a in arms.items()]
+        ended = [self._trials[i] for i in {a.task for a in self._arms if a.settled} - arms.keys()]
+        left = seconds_left(tasks, ended) / (1 - self._options.reserve)
+        budget = inf if self._options.budget is None else self._options.budget
+        return max(min(left, budget - (self._clock.now() - self._start)), 0.0)
 
     def _promise(self, arm: Arm) -> float:
         rival = min((self._best[i] for i in self._rivals[arm.task]), default=inf)
@@ -321,7 +361,11 @@ class _Tuner:
         """The arm's strategy, told what is known; it starts from good configs of similar tasks."""
         if arm.strategy is None:
             first = self._hints(arm)
-            arm.strategy = make_strategy(self._options.strategy, arm.space, self._options.seed, first)
+            context = Context(
+                self._tasks[arm.task].workload, self._measurer.target, shipped_policy(), None, self._options.trials,
+                self._options.rl,
+            )  # fmt: skip
+            arm.strategy = make_strategy(self._options.strategy, arm.space, self._options.seed, first, context)
             known = self._table.records(self._tasks[arm.task].workload)
             arm.strategy.tell(
                 [(r.config, r.measurement.time) for r in known if r.provider == arm.provider.name]
