@@ -22,6 +22,7 @@ sys.path[:0] = [str(HERE / "unit")]
 
 from tuning_fakes import TARGET, VERSIONS, answer, seconds  # noqa: E402
 
+from wpk.fleet.security import Tls  # noqa: E402
 from wpk.fleet.wire import Data, Facts, built_data, workload_from  # noqa: E402
 from wpk.fleet.worker import serve  # noqa: E402
 from wpk.providers.protocol import Code  # noqa: E402
@@ -64,10 +65,12 @@ class Cluster:
     address: str
     scheduler: subprocess.Popen[bytes]
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    tls: Tls = field(default_factory=Tls)
 
     def start(self, count: int = 1, takes: float = 0.1, **facts: object) -> None:
         """Start workers; they register in their own time."""
-        given = [f"{k}={json.dumps(v)}" for k, v in facts.items()]
+        secret = [] if self.tls.ca is None else [str(self.tls.ca), str(self.tls.cert), str(self.tls.key)]
+        given = [f"{k}={json.dumps(v)}" for k, v in (*facts.items(), ("tls", secret))]
         command = [sys.executable, str(Path(__file__).resolve()), self.address, str(takes), *given]
         self.workers += [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(count)]
 
@@ -86,13 +89,15 @@ class Cluster:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(tls: Tls | None = None) -> Iterator[Cluster]:
     """A running scheduler."""
+    tls = tls or Tls()
+    secret = ["--protocol", "tls", "--tls-ca-file", tls.ca, "--tls-cert", tls.cert, "--tls-key", tls.key] if tls.ca else []
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "scheduler.json"
         command = [
             sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-            "--no-show", "--scheduler-file", str(said),
+            "--no-show", "--scheduler-file", str(said), *map(str, secret),
         ]  # fmt: skip
         scheduler = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -100,7 +105,7 @@ def cluster() -> Iterator[Cluster]:
                 assert scheduler.poll() is None, "the scheduler does not start"
                 time.sleep(0.05)
             time.sleep(0.05)
-            made = Cluster(json.loads(said.read_text())["address"], scheduler)
+            made = Cluster(json.loads(said.read_text())["address"], scheduler, tls=tls)
             try:
                 yield made
             finally:
@@ -113,7 +118,8 @@ def cluster() -> Iterator[Cluster]:
 def main(arguments: list[str]) -> None:
     """A worker."""
     changes = {k: json.loads(v) for k, v in (a.split("=", 1) for a in arguments[2:])}
-    serve(arguments[0], SimBench(replace(FACTS, **changes), float(arguments[1])))
+    tls = Tls(*map(Path, changes.pop("tls")))
+    serve(arguments[0], SimBench(replace(FACTS, **changes), float(arguments[1])), tls=tls)
 
 
 if __name__ == "__main__":

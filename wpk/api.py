@@ -82,17 +82,20 @@ def compile(
     trials: int = 200,
     max_error: float = 1e-4,
     observer: Observer | None = None,
+    cluster: str | None = None,
 ) -> Runner:
     """The fastest correct program for ``model`` on this machine that tuning for ``budget`` finds, ready to run.
 
     ``model``: a path, serialized bytes or a ModelProto. With ``log``, measurements are appended to that file and those it holds
     are not made again. With ``output``, the artifact is saved there. Ctrl-C ends the tuning, not the compile.
 
-    Raises ModelError, UsageError, ToolchainError, StorageError, LogError: all subclasses of WpkError.
+    ``cluster``: the address of a Dask scheduler; its workers of this machine's kind measure (``wpk worker`` starts one).
+
+    Raises ModelError, UsageError, ToolchainError, StorageError, LogError, FleetError: all subclasses of WpkError.
     """
     options = Options(
         parse_budget(budget), strategy, None if providers is None else tuple(providers), threads, batch,
-        {k: tuple(v) for k, v in (shapes or {}).items()}, seed, trials, max_error,
+        {k: tuple(v) for k, v in (shapes or {}).items()}, seed, trials, max_error, cluster,
     )  # fmt: skip
     return build(model, options, _path(output), _path(log), observer).runner
 

@@ -1,7 +1,7 @@
 """The command line. Each command is a thin layer over :mod:`wpk.api` and :mod:`wpk.report`.
 
 Exit codes: 0 done · 1 a check failed · 2 wrong usage · 3 model · 4 feed · 5 artifact · 6 tuning log · 7 toolchain · 8 storage
-· 70 a bug in wpk · 130 interrupted with nothing to save. Errors are one line on stderr; ``--debug`` adds the traceback.
+· 9 fleet · 70 a bug in wpk · 130 interrupted with nothing to save. Errors are one line on stderr; ``--debug`` adds the traceback.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-logs = typer.Typer(name="log", help="Look into tuning logs, join them, clean them.")
+logs = typer.Typer(name="log", help="Look into tuning logs, join, clean, draw them, learn from them.")
 app.add_typer(logs)
 
 #: What a shell calls a process ended by Ctrl-C.
@@ -59,6 +59,9 @@ Shape = Annotated[
 ]
 Page = Annotated[
     Path | None, typer.Option("--html", help="also write the explanation as a page", show_default=False)
+]
+Tls = Annotated[
+    Path | None, typer.Option(help="of a cluster with TLS: a PEM file; all three belong together", show_default=False)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print only errors")]
 
@@ -103,16 +106,24 @@ def compile_command(
         bool, typer.Option("--trace-fusion", help="say which fusions fired and why others did not")
     ] = False,
     html: Page = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="measure on the workers of a Dask scheduler", show_default=False),
+    ] = None,
+    tls_ca: Tls = None,
+    tls_cert: Tls = None,
+    tls_key: Tls = None,
     quiet: Quiet = False,
 ) -> None:
     """Tune MODEL.onnx for this machine and save the fastest correct program."""
     from wpk.commands import compiling
+    from wpk.fleet import security
     from wpk.stages import Options
 
     level = levels.effort(effort)
     options = Options(
         level.budget if budget is None else levels.parse_budget(budget), strategy or level.strategy, names(providers), threads,
-        batch, shapes(shape), seed, level.trials, max_error,
+        batch, shapes(shape), seed, level.trials, max_error, cluster, security.Tls(tls_ca, tls_cert, tls_key),
     )  # fmt: skip
     compiling.compile_model(model, options, output, log, trace_fusion, html, console(quiet))
 
@@ -208,6 +219,25 @@ def show(
 
 
 @app.command()
+def worker(
+    address: Annotated[str, typer.Argument(metavar="tcp://HOST:PORT", help="a Dask scheduler", show_default=False)],
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="of the kernels measured; default: the cores there are", show_default=False)
+    ] = None,
+    build_only: Annotated[bool, typer.Option("--build-only", help="build for others, measure nothing")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="builds at once, with --build-only")] = 2,
+    tls_ca: Tls = None,
+    tls_cert: Tls = None,
+    tls_key: Tls = None,
+) -> None:
+    """Work for a fleet: build candidates, and measure those for machines like this one. One worker a machine."""
+    from wpk.commands import fleets
+    from wpk.fleet.security import Tls as Files
+
+    fleets.work(address, threads, jobs, build_only, Files(tls_ca, tls_cert, tls_key), console(False))
+
+
+@app.command()
 def doctor(
     log: Annotated[
         Path | None, typer.Option("--log", help="also look for stale entries in a log", show_default=False)
@@ -230,9 +260,12 @@ def log_ls(log: LogFile) -> None:
 
 @logs.command("best")
 def log_best(
-    log: LogFile, output: Annotated[Path, typer.Option("--output", "-o", show_default=False)]
+    log: LogFile,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="default: only show them", show_default=False)
+    ] = None,
 ) -> None:
-    """Keep only the best entry of each task and provider: a small file that replays the same."""
+    """Show the best of each task and provider; with -o, keep only those: a small file that replays the same."""
     from wpk.commands import logs
 
     logs.best_of_log(log, output, console(False))
@@ -255,6 +288,50 @@ def log_gc(log: LogFile) -> None:
     from wpk.commands import logs
 
     logs.clean_log(log, console(False))
+
+
+@logs.command("export")
+def log_export(
+    log: LogFile,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="default: standard output", show_default=False)
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="csv or json; default: by the output's name, else csv", show_default=False)
+    ] = None,
+) -> None:
+    """Write all entries as a table with one row each."""
+    from wpk.commands import logdata
+
+    logdata.export_log(log, output, form, console(False))
+
+
+@logs.command("train")
+def log_train(
+    inputs: Annotated[list[Path], typer.Argument(metavar="LOG.jsonl...", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", show_default=False)],
+    what: Annotated[str, typer.Option("--what", help="policy, cost-model or both")] = "policy,cost-model",
+    seed: Annotated[int, typer.Option(help="of the training")] = 0,
+) -> None:
+    """Train the search's policy and cost model on what was measured."""
+    from wpk.commands import logdata
+
+    logdata.train(inputs, output, seed, names(what) or (), console(False))
+
+
+@logs.command("plot")
+def log_plot(
+    inputs: Annotated[list[Path], typer.Argument(metavar="LOG.jsonl...", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".png or .svg")] = Path("tuning.png"),
+    by: Annotated[str, typer.Option(help="one curve for each provider, log or seed")] = "provider",
+    task: Annotated[
+        str | None, typer.Option(help="part of the name of the task whose space is shown", show_default=False)
+    ] = None,
+) -> None:
+    """Draw how fast the search got good, and where in a space it looked."""
+    from wpk.commands import logdata
+
+    logdata.plot(inputs, output, by, task, console(False))
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

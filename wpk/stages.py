@@ -18,6 +18,9 @@ from wpk.core.errors import LogError, ModelError, UsageError
 from wpk.core.result import Config, Measurement
 from wpk.core.target import Target, host_target
 from wpk.core.workload import Workload
+from wpk.fleet.bench import facts_of
+from wpk.fleet.client import Fleet, FleetOptions
+from wpk.fleet.security import Tls
 from wpk.graph.graph import Graph
 from wpk.graph.onnx_io import export_model, export_region, load_model
 from wpk.measure.measurer import MeasureOptions, Measurer
@@ -70,6 +73,7 @@ class Options:
 
     ``providers``: names as in :mod:`wpk.providers.registry`, all that are installed for None. ``max_error``: relative L2 error
     of the whole model's outputs, before a last softmax. ``shapes`` and ``batch`` settle symbolic dimensions of inputs.
+    ``cluster``: the address of a Dask scheduler whose workers measure, None for this machine; ``tls``: files for its connections.
     """
 
     budget: float = 60.0
@@ -81,6 +85,8 @@ class Options:
     seed: int = 0
     trials: int = 200
     max_error: float = 1e-4
+    cluster: str | None = None
+    tls: Tls = field(default_factory=Tls)
 
     def __post_init__(self) -> None:
         TuneOptions(strategy=self.strategy)  # raises UsageError for an unknown one
@@ -168,8 +174,7 @@ def tune_graphs(
     tasks = graph_tasks(graphs, shop.target)
     everything = list(tasks)
     asked = TuneOptions(options.budget * (1 - _CONVERSIONS), options.trials, options.strategy, options.seed)
-    how = MeasureOptions(seed=options.seed)
-    with Measurer(shop.target, shop.cache, shop.compiler, options=how) as measurer:
+    with open_measurer(shop, options) as measurer:
         tuned = tune(tasks, shop.providers, measurer, log, shop.versions, asked, observer, shipped())
         for _ in range(_ROUNDS):
             more = _still_open(graphs, shop, tuned.results, everything)
@@ -180,6 +185,14 @@ def tune_graphs(
             few = replace(asked, budget=left, trials=_CONVERSION_TRIALS)
             tuned = _joined(tuned, tune(more, shop.providers, measurer, log, shop.versions, few, None))
     return tuned, everything
+
+
+def open_measurer(shop: Shop, options: Options) -> Measurer | Fleet:
+    """What measures: this machine, or a cluster's workers that are like it. Raises FleetError, ToolchainError, StorageError."""
+    if options.cluster is None:
+        return Measurer(shop.target, shop.cache, shop.compiler, options=MeasureOptions(seed=options.seed))
+    facts = facts_of(shop.target, shop.compiler, shop.providers)
+    return Fleet(options.cluster, shop.target, facts, FleetOptions(options.tls))
 
 
 def graph_tasks(graphs: Sequence[Graph], target: Target) -> list[Task]:

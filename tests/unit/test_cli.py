@@ -15,7 +15,7 @@ from wpk.core import errors
 from wpk.core.errors import LogError, UsageError
 
 Cli = Callable[..., Ran]
-COMMANDS = ("compile", "replay", "run", "bench", "explain", "show", "doctor", "log")
+COMMANDS = ("compile", "replay", "run", "bench", "explain", "show", "doctor", "worker", "log")
 
 
 def raising(error: BaseException) -> Callable[..., Any]:

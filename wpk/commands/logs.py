@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite
 from pathlib import Path
 
 from rich.console import Console
@@ -20,10 +21,13 @@ from wpk.report.doctor import Finding, examine
 from wpk.report.explain import duration
 from wpk.settings import load_settings
 from wpk.stages import plan_versions
-from wpk.tuning.log import collect_garbage, read_log, write_log
+from wpk.tuning.log import Contents, collect_garbage, read_log, write_log
 from wpk.tuning.log import merge_logs as merging
-from wpk.tuning.record import Record, Versions, stale_reason
+from wpk.tuning.record import Versions
 from wpk.tuning.tuner import versions_of
+
+#: Reasons that the doctor names, the commonest first.
+_REASONS = 5
 
 
 def examine_machine(log: Path | None, threads: int | None, out: Console) -> int:
@@ -31,7 +35,7 @@ def examine_machine(log: Path | None, threads: int | None, out: Console) -> int:
     settings = load_settings()
     target = host_target(threads or settings.threads)
     found = examine(target, settings.cache, settings.cc)
-    found += [] if log is None else [_stale(log, target)]
+    found += [] if log is None else stale_entries(log, target, versions_here())
     grid = Table.grid(padding=(0, 2))
     for f in found:
         mark = (
@@ -46,16 +50,28 @@ def examine_machine(log: Path | None, threads: int | None, out: Console) -> int:
     return 1 if any(f.ok is False for f in found) else 0
 
 
-def _stale(log: Path, target: Target) -> Finding:
-    versions = versions_here()
-    records = read_log(log).records
-    reasons = [r for r in (stale_reason(x, target, versions) for x in records) if r is not None]
-    if not reasons:
-        return Finding("log", f"{log}: all {len(records)} entries hold")
-    common, count = Counter(reasons).most_common(1)[0]
-    return Finding(
-        "log", f"{log}: {len(reasons)} of {len(records)} entries are stale; {count}: {common}", None
-    )
+def stale_entries(log: Path, target: Target, versions: Versions) -> list[Finding]:
+    """How many entries of a log hold, and of those that do not, which field is stale, how, and how many that concerns."""
+    contents = read_log(log)
+    total, counts = len(contents.records), _reasons(contents, target, versions)
+    warned = [Finding("log", w, None) for w in contents.warnings]
+    stale = sum(counts.values())
+    if not stale:
+        return [*warned, Finding("log", f"{log}: all {total} entries hold")]
+    found = [Finding("log", f"{log}: {stale} of {total} entries are stale", None)]
+    found += [Finding("", f"{n} entries: stale {reason}", None) for reason, n in counts.most_common(_REASONS)]
+    if rest := counts.most_common()[_REASONS:]:
+        found.append(Finding("", f"{sum(n for _, n in rest)} entries: stale for {len(rest)} other reasons", None))
+    return [*warned, *found]
+
+
+def _reasons(contents: Contents, target: Target, versions: Versions) -> Counter[str]:
+    reasons = contents.records.reasons(target, versions)
+    counts: Counter[str] = Counter()
+    for origin, count in Counter(contents.records.columns["origins"]).items():
+        if (reason := reasons[origin]) is not None:
+            counts[reason] += count
+    return counts
 
 
 def versions_here() -> Versions:
@@ -69,32 +85,74 @@ def versions_here() -> Versions:
     return replace(versions, providers={**versions.providers, **plan_versions(providers)})
 
 
+@dataclass
+class _Group:
+    """What a log has of one task, or of one provider on it: the best that holds, else the best there is."""
+
+    entries: int = 0
+    failed: int = 0
+    stale: int = 0
+    best: tuple[bool, float, str] = field(default=(True, inf, "–"))
+
+    def add(self, provider: str, seconds: float, failure: str | None, stale: bool) -> None:
+        """Count an entry in."""
+        self.entries += 1
+        self.failed += failure is not None
+        self.stale += stale
+        if failure is None:
+            self.best = min(self.best, (stale, seconds, provider))
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Of the table: entries, failed, best, by, stale."""
+        _, seconds, provider = self.best
+        fast = duration(seconds if isfinite(seconds) else None)
+        return str(self.entries), str(self.failed), fast, provider, str(self.stale or "–")
+
+
+def _groups(contents: Contents, by_provider: bool) -> dict[tuple[str, str], _Group]:
+    """By task, and by provider if wanted, in the order first seen."""
+    reasons = contents.records.reasons(host_target(load_settings().threads), versions_here())
+    groups: dict[tuple[str, str], _Group] = {}
+    rows = zip(contents.records.summary(), contents.records.columns["origins"], strict=True)
+    for (key, provider, seconds, failure, _), origin in rows:
+        group = groups.setdefault((key, provider if by_provider else ""), _Group())
+        group.add(provider, seconds, failure, reasons[origin] is not None)
+    return groups
+
+
 def list_log(log: Path, out: Console) -> None:
     """One row a task: entries, failures, best time and by what."""
     contents = read_log(log)
     grid = table("task", "entries", "failed", "best", "by", "stale")
-    target, versions = host_target(load_settings().threads), versions_here()
-    groups: dict[str, list[Record]] = {}
-    for record in contents.records:
-        groups.setdefault(record.workload.key, []).append(record)
-    for key, group in groups.items():
-        right = [r for r in group if r.measurement.ok]
-        best = min(right, key=lambda r: r.measurement.time, default=None)
-        stale = sum(stale_reason(r, target, versions) is not None for r in group)
-        cells = (
-            str(len(group)),
-            str(len(group) - len(right)),
-            duration(best.measurement.time if best else None),
-        )
-        grid.add_row(Text(key), *cells, best.provider if best else "–", str(stale or "–"))
+    groups = _groups(contents, by_provider=False)
+    for (key, _), group in groups.items():
+        grid.add_row(Text(key), *group.cells)
     out.print(grid)
     out.print(Text(f"{len(contents.records)} entries, {len(groups)} tasks"))
     for warning in contents.warnings:
         out.print(Text(f"note: {warning}", style="yellow"))
 
 
-def best_of_log(log: Path, output: Path, out: Console) -> None:
-    """The newest finals and the best of each task and provider, in a file of their own."""
+def show_best(log: Path, out: Console) -> None:
+    """One row a task and provider, the fastest first: the best time that holds."""
+    contents = read_log(log)
+    grid = table("task", "entries", "failed", "best", "by", "stale")
+    order = {key: i for i, key in enumerate(contents.records.keys)}
+    groups = sorted(_groups(contents, by_provider=True).items(), key=lambda g: (order[g[0][0]], g[1].best))
+    last = ""
+    for (key, provider), group in groups:
+        cells = group.cells
+        grid.add_row(Text("" if key == last else key), *cells[:3], provider, cells[4])
+        last = key
+    out.print(grid)
+
+
+def best_of_log(log: Path, output: Path | None, out: Console) -> None:
+    """The newest finals and the best of each task and provider, in a file of their own; without one, shown."""
+    if output is None:
+        show_best(log, out)
+        return
     copy_log(log, output)
     target = host_target(load_settings().threads)
     before, after = collect_garbage(output, target, versions_here(), keep=1)
@@ -108,6 +166,7 @@ def merge_logs(inputs: Sequence[Path], output: Path, out: Console) -> None:
 
 def clean_log(log: Path, out: Console) -> None:
     """Drop what no longer counts."""
+    read_log(log)  # a log that is not there is not made
     before, after = collect_garbage(log, host_target(load_settings().threads), versions_here())
     out.print(Text(f"{log}: {after} of {before} entries kept"))
 

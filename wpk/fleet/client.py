@@ -1,24 +1,22 @@
 """The client's side of a fleet: measures as :class:`wpk.measure.measurer.Measurer` does, on whatever workers fit.
 
 Each candidate is two Dask tasks: a build, which may run on any worker of the same wpk and compiler, and a measurement, which
-takes the one ``wpk-measures-…`` resource of a worker whose target has the same fingerprint. Dask gives the tasks of a lost worker
-to others; here a candidate has one result, whatever was done twice on the way.
+takes the one ``wpk-measures-…`` resource of a worker whose target has the same fingerprint. What a lost worker had is done by
+others (Dask sees to builds, :mod:`wpk.fleet.dispatch` to measurements); a candidate has one result, whatever was done twice.
 """
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import Any
-from uuid import uuid4
 
 from wpk.core.errors import FleetError
 from wpk.core.result import Config, Measurement
 from wpk.core.target import Target
 from wpk.core.workload import Workload
+from wpk.fleet.dispatch import GONE, Dispatcher, Job
 from wpk.fleet.security import Tls, need_distributed
 from wpk.fleet.wire import Data, Facts, facts_from, measurement_from, workload_data
 from wpk.fleet.worker import build_candidate, measure_candidate, measure_rivals
@@ -26,9 +24,6 @@ from wpk.providers.protocol import Provider
 
 #: Seconds between looks at who is there.
 _LOOK_EVERY = 1.0
-#: A candidate during which so many times Dask's own limit of workers died is given up as a crash.
-_TRIES = 3
-_GONE = (concurrent.futures.CancelledError, asyncio.CancelledError)
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,7 @@ class Fleet:
         self.target, self._facts, self._options = target, facts, options or FleetOptions()
         self._address, self._looked, self._fitting = address, 0.0, 0
         self._client = _connect(address, self._options)
+        self._jobs = Dispatcher(self._client)
         try:
             self._await_workers()
         except BaseException:
@@ -77,63 +73,53 @@ class Fleet:
         self, workload: Workload, provider: Provider, configs: Sequence[Config], limit: float | None = None
     ) -> Coming:
         """Begin at once; measurements in order, as they come. Raises FleetError while they are awaited."""
-        return Coming(self, [_Candidate(self, workload, provider.name, config, limit) for config in configs])
+        plain, needs = workload_data(workload), self._facts.measuring_needs({provider.name})
+        return Coming(self, [self._put(measure_candidate, needs, plain, provider.name, c, limit) for c in configs])
 
     def measure_again(
         self, workload: Workload, candidates: Sequence[tuple[Provider, Config]], rounds: int = 5
     ) -> list[Measurement]:
         """Rivals in turns, all on one worker. Raises FleetError."""
-        plain = workload_data(workload)
-        pairs = [(p.name, dict(c)) for p, c in candidates]
+        plain, pairs = workload_data(workload), [(p.name, dict(c)) for p, c in candidates]
         request = {"workload": plain, "candidates": [list(p) for p in pairs], "rounds": rounds}
-        needs = self._facts.measuring_needs({name for name, _ in pairs})
 
-        def submit() -> Any:
-            builds = [self.build(plain, name, config) for name, config in pairs]
-            return self.submit(measure_rivals, needs, request, builds)
+        def prepare(number: int) -> tuple[Any, ...]:
+            return request, [self._build(plain, name, config, number) for name, config in pairs]
 
-        found = self.result(submit(), submit)
-        if found is None:
-            return [_died()] * len(pairs)
-        return [measurement_from(m) for m in found]
+        job = self._job(measure_rivals, self._facts.measuring_needs({name for name, _ in pairs}), prepare)
+        found = self.result(job)
+        return [_died()] * len(pairs) if found is None else [measurement_from(m) for m in found]
 
-    # For candidates
+    def result(self, job: Job) -> Any:
+        """What a job gave; None when workers kept dying under it. Raises FleetError."""
+        lonely = None
+        while True:
+            try:
+                return self._jobs.result(job, _LOOK_EVERY)
+            except TimeoutError:
+                lonely = self._patient(lonely)
+            except GONE:
+                raise self._lost() from None
 
-    def build(self, workload: Data, provider: str, config: Config) -> Any:
-        """The future of a build."""
-        request = {"workload": workload, "provider": provider, "config": dict(config), "target": self.target.to_json()}
-        return self.submit(build_candidate, self._facts.building_needs(provider), request)
+    def drop(self, job: Job) -> None:
+        """Give a job up."""
+        self._jobs.drop(job)
 
-    def measurement(self, workload: Data, provider: str, config: Config, limit: float | None) -> Any:
-        """The future of a measurement."""
+    def _put(
+        self, task: Any, needs: dict[str, float], workload: Data, provider: str, config: Config, limit: float | None
+    ) -> Job:
         request = {"workload": workload, "provider": provider, "config": dict(config), "limit": limit}
-        needs = self._facts.measuring_needs({provider})
-        return self.submit(measure_candidate, needs, request, self.build(workload, provider, config))
+        return self._job(task, needs, lambda number: (request, self._build(workload, provider, config, number)))
 
-    def submit(self, task: Any, needs: Mapping[str, float], *arguments: Any) -> Any:
-        """The future of a task, under a name that no other has. Raises FleetError."""
+    def _job(self, task: Any, needs: dict[str, float], prepare: Any) -> Job:
         try:
-            return self._client.submit(task, *arguments, key=f"{task.__name__}-{uuid4().hex}", resources=needs, pure=False)
-        except (*_GONE, OSError, RuntimeError) as error:
+            return self._jobs.put(task, needs, prepare)
+        except (*GONE, OSError, RuntimeError) as error:
             raise self._lost() from error
 
-    def result(self, future: Any, again: Any) -> Any:
-        """What a future gives; None when workers kept dying under it. ``again`` submits it anew. Raises FleetError."""
-        from distributed.scheduler import KilledWorker
-
-        lonely = None
-        for _ in range(_TRIES):
-            while True:
-                try:
-                    return future.result(timeout=_LOOK_EVERY)
-                except TimeoutError:
-                    lonely = self._patient(lonely)
-                except KilledWorker:
-                    break
-                except _GONE:
-                    raise self._lost() from None
-            future = again()
-        return None
+    def _build(self, workload: Data, provider: str, config: Config, number: int) -> Any:
+        request = {"workload": workload, "provider": provider, "config": dict(config), "target": self.target.to_json()}
+        return self._jobs.submit(build_candidate, self._facts.building_needs(provider), number, request)
 
     # Who is there
 
@@ -154,10 +140,12 @@ class Fleet:
         """All workers with what they say; None for one that is not of wpk."""
         try:
             workers = self._client.scheduler_info()["workers"]
-        except (*_GONE, OSError, RuntimeError, TimeoutError) as error:
+        except (*GONE, OSError, RuntimeError, TimeoutError) as error:
             raise self._lost() from error
         found = [(address, _facts(info.get("wpk"))) for address, info in workers.items()]
-        self._fitting = sum(f is not None and self._fits(f) for _, f in found)
+        fitting = [address for address, f in found if f is not None and self._fits(f)]
+        self._fitting = len(fitting)
+        self._jobs.workers(fitting)
         self._looked = monotonic()
         return found
 
@@ -193,43 +181,21 @@ class Fleet:
 class Coming(Iterator[Measurement]):
     """Measurements under way."""
 
-    def __init__(self, fleet: Fleet, candidates: Sequence[_Candidate]) -> None:
-        self._fleet, self._left = fleet, list(reversed(candidates))
+    def __init__(self, fleet: Fleet, jobs: Sequence[Job]) -> None:
+        self._fleet, self._left = fleet, list(reversed(jobs))
 
     def __next__(self) -> Measurement:
         if not self._left:
             raise StopIteration
-        found = self._left[-1].result()
+        found = self._fleet.result(self._left[-1])
         self._left.pop()
-        return found
+        return _died() if found is None else measurement_from(found)
 
     def close(self) -> None:
         """Give up those that are not there yet."""
-        for candidate in self._left:
-            candidate.drop()
+        for job in self._left:
+            self._fleet.drop(job)
         self._left = []
-
-
-class _Candidate:
-    """One candidate under way."""
-
-    def __init__(self, fleet: Fleet, workload: Workload, provider: str, config: Config, limit: float | None) -> None:
-        self._fleet = fleet
-        self._what = (workload_data(workload), provider, config, limit)
-        self._future = self._submit()
-
-    def _submit(self) -> Any:
-        self._future = self._fleet.measurement(*self._what)
-        return self._future
-
-    def result(self) -> Measurement:
-        """Raises FleetError."""
-        found = self._fleet.result(self._future, self._submit)
-        return _died() if found is None else measurement_from(found)
-
-    def drop(self) -> None:
-        """Give it up."""
-        self._future.cancel()
 
 
 def _died() -> Measurement:
@@ -250,6 +216,6 @@ def _connect(address: str, options: FleetOptions) -> Any:
         security = options.tls.security("client")
         make: Any = Client  # untyped
         return make(address, timeout=options.patience, set_as_default=False, security=security, name="wpk")
-    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+    except (OSError, TimeoutError, ValueError, RuntimeError, TypeError) as error:
         raise FleetError(f"no scheduler answers at {address}: {' '.join(str(error).split())}") from error
 
