@@ -20,11 +20,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from wpk.core.errors import UsageError
 from wpk.core.target import Gpu, Target
+from wpk.search.rl import RlOptions
 
 _KEYS = ("cache", "cc", "threads", "debug")
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -42,12 +44,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much work a compile may do. ``budget``: seconds of wall clock for tuning; ``trials``: most candidates a task."""
+    """How much work a compile may do. ``budget``: seconds of wall clock for tuning; ``trials``: most candidates a task.
+
+    ``rl``: hyper-parameters of the strategies ``rl`` and ``auto``.
+    """
 
     name: str
     budget: float
     trials: int
     strategy: str
+    rl: RlOptions
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -66,17 +72,22 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def parse_budget(text: str | float) -> float:
-    """Seconds from ``60``, ``"60s"``, ``"2m"``, ``"1.5h"``. Raises UsageError for anything else, or a negative time."""
+    """Seconds from ``60``, ``"60s"``, ``"2m"``, ``"1.5h"``; infinity from ``"none"``.
+
+    Raises UsageError for anything else, or a negative time.
+    """
+    if str(text).strip() == "none":
+        return inf
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h)?\s*", str(text))
     if match is None:
-        raise UsageError(f"budget {text!r}: expected seconds, or a number with ms, s, m or h, such as 60s")
+        raise UsageError(f"budget {text!r}: expected seconds, or a number with ms, s, m or h, such as 60s, or none")
     return float(match.group(1)) * _UNITS[match.group(2) or "s"]
 
 
 def effort(name: str) -> Effort:
     """The effort level ``name``. Raises UsageError, naming the levels there are, for another name."""
     data = _shipped("effort", name)
-    return Effort(name, parse_budget(data["budget"]), int(data["trials"]), str(data["strategy"]))
+    return Effort(name, parse_budget(data["budget"]), int(data["trials"]), str(data["strategy"]), RlOptions(**data["rl"]))
 
 
 def shipped_target(name: str) -> Target:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wpk.report.explain import duration
-from wpk.tuning.events import Began, Ended, Event, Measured, Observer, Phase
+from wpk.tuning.events import Began, Ended, Event, Forecast, Measured, Observer, Phase
 from wpk.tuning.record import is_library
 from wpk.tuning.tasks import Task
 
@@ -67,6 +67,7 @@ class Tally:
     measured: int = 0
     reused: int = 0
     start: float = field(default_factory=monotonic)
+    end: float = inf
 
     def take(self, event: Event) -> None:
         """Count an event in."""
@@ -79,6 +80,8 @@ class Tally:
             self.reused += event.reused
             self.measured += not event.reused
             self.tasks[event.task.workload.key].take(event)
+        elif isinstance(event, Forecast):
+            self.end = monotonic() - self.start + event.left
 
     def headline(self) -> str:
         """One line: phase, candidates, rate, gain over libraries, time left."""
@@ -99,9 +102,11 @@ class Tally:
         return sum(s.library * s.task.weight for s in known) / best if best else None
 
     def remaining(self, elapsed: float) -> str:
-        """Time used and an estimate of the time left: the budget's end, or all trials at the present rate if sooner."""
+        """Time used and an estimate of the time left: the budget's end, or what the tuner foresees if sooner."""
         left = inf if self.budget is None else max(self.budget - elapsed, 0.0)
-        if self.measured:
+        if isfinite(self.end):
+            left = min(left, max(self.end - elapsed, 0.0))
+        elif self.measured:
             left = min(left, max(self.trials - self.measured - self.reused, 0) * elapsed / self.measured)
         return f"{_clock(elapsed)}, ETA {_clock(left)}" if isfinite(left) else _clock(elapsed)
 
