@@ -7,12 +7,17 @@
 
 Each phase resumes where it was ended. The first configs are timed first, so that the hopeless get a few calls only. Configs
 within 10% of the best are timed again, at other moments and in other orders, and the median of their times is recorded.
+
+Kernels of some microseconds need more: when the system lets both threads share a core for a while, they take twice as long.
+With ``--turns 4`` every config is timed four times, in four orders, with each thread on a core of its own, and the least of
+the four is recorded: whatever disturbs a measurement makes it longer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -49,6 +54,7 @@ class Recording:
     provider: Provider
     space: Space
     path: Path
+    turns: int = 1
     times: dict[str, list[float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -72,13 +78,21 @@ class Recording:
         """What is to be measured in a turn: all in turn 0, and in later ones the near best, in an order of that turn."""
         if turn == 0:
             return [c for c in self.configs if not self._known(config_key(c))]
+        if self.turns > 1:
+            todo = [c for c in self.configs if 0 < len(self.times.get(config_key(c), ())) <= turn]
+            return Random(turn).sample(todo, len(todo))
         near = [c for c in self.configs if self._near(config_key(c)) and len(self.times[config_key(c)]) <= turn]
         return Random(turn).sample(near, len(near))
 
     @property
     def complete(self) -> bool:
         """True when no turn misses anything."""
-        return not any(self.missing(turn) for turn in range(_AGAIN + 1))
+        return not any(self.missing(turn) for turn in range(self.rounds))
+
+    @property
+    def rounds(self) -> int:
+        """How often a config is timed at most."""
+        return self.turns if self.turns > 1 else _AGAIN + 1
 
     def add(self, config: Config, measurement: Measurement) -> None:
         """Append to the file."""
@@ -92,10 +106,11 @@ class Recording:
     def packed(self, shop: Shop) -> RecordedSpace:
         """The record, once complete."""
         keys = [config_key(c) for c in self.configs]
-        outcomes = tuple(self.failures[k] if k in self.failures else median(self.times[k]) for k in keys)
+        of = min if self.turns > 1 else median
+        outcomes = tuple(self.failures[k] if k in self.failures else of(self.times[k]) for k in keys)
         return RecordedSpace(
             self.subject.name, self.provider.name, self.provider.version, self.subject.workload, shop.target,
-            shop.compiler.version, self.space, outcomes,
+            shop.compiler.version, self.space, outcomes, f"{of.__name__} of {self.rounds}{', pinned' * (self.turns > 1)}",
         )  # fmt: skip
 
     def _known(self, key: str) -> bool:
@@ -111,7 +126,7 @@ class Recording:
             self.times.setdefault(key, []).append(seconds)
 
 
-def recordings(shop: Shop, folder: Path, only: Sequence[str] = ()) -> Iterator[Recording]:
+def recordings(shop: Shop, folder: Path, only: Sequence[str] = (), turns: int = 1) -> Iterator[Recording]:
     """The subjects that this machine can run, each with its part of the space: written down when it is first chosen."""
     by_name = {p.name: p for p in shop.providers}
     known = shipped()
@@ -125,7 +140,8 @@ def recordings(shop: Shop, folder: Path, only: Sequence[str] = ()) -> Iterator[R
             continue
         space = provider.space(subject.workload, shop.target)
         best = list(known.configs(subject.workload, provider.name))
-        yield Recording(subject, provider, part(space, subject.family, best, subject.limit), folder / f"{subject.name}.jsonl")
+        chosen = part(space, subject.family, best, subject.limit)
+        yield Recording(subject, provider, chosen, folder / f"{subject.name}.jsonl", turns)
 
 
 def prebuild(shop: Shop, recording: Recording, jobs: int) -> tuple[int, int]:
@@ -157,18 +173,29 @@ def _build_one(work: tuple[Subject, Config]) -> bool:
 
 def measure(measurer: Measurer, recording: Recording, deadline: float) -> bool:
     """Measure what is missing; False when time ran out before the end."""
-    turns = iter(range(_AGAIN + 1))
+    turns = iter(range(recording.rounds))
     while not recording.complete:  # what is near the best changes with it
-        todo = recording.missing(next(turns, _AGAIN))
+        todo = recording.missing(next(turns, recording.rounds - 1))
         for start in range(0, len(todo), _BATCH):
             if monotonic() > deadline:
                 return False
             batch = todo[start : start + _BATCH]
-            limit = recording.best if recording.times else None
+            limit = recording.best if recording.times and recording.turns == 1 else None
             found = measurer.measure_each(recording.subject.workload, recording.provider, batch, limit)
             for config, measurement in zip(batch, found, strict=True):
                 recording.add(config, measurement)
+                if recording.turns > 1:
+                    _pin(measurer)
     return True
+
+
+def _pin(measurer: Measurer) -> None:
+    """Each thread of the worker on a core of its own, as ``Runner(pin=True)`` has it; the first measures the candidates."""
+    process, cores = measurer._process, sorted(os.sched_getaffinity(0))
+    if process is not None:
+        threads = sorted(int(t) for t in os.listdir(f"/proc/{process.popen.pid}/task"))
+        for i, thread in enumerate(threads):
+            os.sched_setaffinity(thread, {cores[min(i, len(cores) - 1)]})
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -180,6 +207,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     p.add_argument("--budget", default="none", help="of the measuring, such as 25m")
     p.add_argument("--jobs", type=int, default=2, help="compilers at once")
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--turns", type=int, default=1, help="of every config, for short kernels")
     p.add_argument("--work", type=Path, default=Path("build/spaces"), help="folder of measurements")
     p.add_argument("--out", type=Path, default=Path("tests/data/spaces"), help="folder of records")
     return p.parse_args(arguments)
@@ -189,7 +217,7 @@ def main() -> None:
     """Run the phases asked for."""
     args = parse()
     shop = api.open_shop(api.Options(threads=args.threads))
-    chosen = list(recordings(shop, args.work, args.tasks))
+    chosen = list(recordings(shop, args.work, args.tasks, args.turns))
     if args.prebuild:
         for one in chosen:
             begun, (built, refused) = monotonic(), prebuild(shop, one, args.jobs)

@@ -1,11 +1,16 @@
 """Compare search strategies on recorded spaces: every task × strategy × seed, no clock and no noise.
 
     python -m benchmarks.strategies                             all, 50 seeds: JSON, Markdown and PNG in benchmarks/results/search
-    python -m benchmarks.strategies --strategies random,genetic --seeds 10
+    python -m benchmarks.strategies --strategies random,genetic --start nothing --seeds 10
 
-Every strategy begins with the family's first configs and asks for 8 at a time, as the tuner does; TPE (see benchmarks/tpe.py)
-for one at a time. A run's result is the best time after each measurement, relative to the space's optimum. Runs are kept in a
-cache under build/, by the text of everything they depend on.
+Strategies ask for 8 configs at a time, as the tuner does; TPE (see benchmarks/tpe.py) for one. They start from
+
+    defaults   the family's first configs, as in a first compile
+    nothing    the knobs' own defaults, so that only the search counts
+    transfer   what the shipped logs hold of the most similar other tasks, then the family's first configs
+
+``rl`` and ``auto`` have a policy trained on the other recorded tasks, in five folds; ``rl-cold`` has none. A run's result is the
+best time after each measurement, relative to the space's optimum. Runs are kept under build/, by all they depend on.
 """
 
 from __future__ import annotations
@@ -13,8 +18,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.resources import files
 from math import inf
 from pathlib import Path
@@ -23,14 +30,33 @@ from time import monotonic
 import numpy as np
 
 from benchmarks.strategy_report import Outcome, figure, markdown, summary
-from wpk.search.recorded import RecordedSpace, load_spaces
+from wpk.core.result import config_key
+from wpk.search.policy import Policy, load_policy
+from wpk.search.recorded import SUFFIX, RecordedSpace, load_spaces
 from wpk.search.space import Config, Space
-from wpk.search.strategy import STRATEGIES, Strategy, make_strategy
+from wpk.search.strategy import Context, Strategy, beginning, make_strategy
+from wpk.search.train import lessons_of, train_policy
+from wpk.tuning.experience import Experience
+from wpk.tuning.log import read_log
 
 BATCH = 8
-#: Strategies of our own that are no search.
-DEFAULT, TPE = "default", "tpe"
-ALL = (DEFAULT, "random", TPE, *(s for s in STRATEGIES if s not in ("random", "exhaustive")))
+#: In the order of the tables; ``default`` measures nothing but the default.
+ALL = ("default", "random", "tpe", "genetic", "rl-cold", "rl", "auto")
+STARTS = ("defaults", "nothing", "transfer")
+#: Those that use a trained policy.
+_TRAINED = ("rl", "auto")
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared: where the records are, where results are kept, how long and how often."""
+
+    spaces: Path
+    cache: Path
+    start: str
+    seeds: int
+    trials: int
 
 
 class Only:
@@ -47,15 +73,43 @@ class Only:
         """Nothing to learn."""
 
 
-def agent(name: str, task: RecordedSpace, seed: int) -> Strategy:
+def agent(name: str, task: RecordedSpace, seed: int, trials: int, policy: Policy | None = None) -> Strategy:
     """A strategy as it comes to a task it has never seen. Raises UsageError for an unknown name."""
-    if name == DEFAULT:
+    if name == "default":
         return Only(task.space)
-    if name == TPE:
+    if name == "tpe":
         from benchmarks.tpe import Tpe  # Optuna is needed for nothing else
 
         return Tpe(task.space, seed)
-    return make_strategy(name, task.space, seed)
+    context = Context(task.workload, task.target, policy, trials=trials)
+    return make_strategy(name.removesuffix("-cold"), task.space, seed, (), context)
+
+
+def started(task: RecordedSpace, start: str) -> RecordedSpace:
+    """The task with other first configs."""
+    if start == "transfer":
+        hints = _elsewhere().configs(task.workload, task.provider, most=4) if start == "transfer" else []
+        return replace(task, space=replace(task.space, first=_transferred(task, hints)))
+    return task if start == "defaults" else replace(task, space=replace(task.space, first=()))
+
+
+def _transferred(task: RecordedSpace, hints: Sequence[Config]) -> tuple[Config, ...]:
+    ours = set(beginning_keys(task.space))
+    best = [c for c in beginning(task.space, hints) if config_key(c) not in ours]
+    return (*best, *task.space.first)
+
+
+def beginning_keys(space: Space) -> list[str]:
+    """What a strategy tries first without hints."""
+    return [config_key(c) for c in beginning(space, ())]
+
+
+@cache
+def _elsewhere() -> Experience:
+    """The shipped logs without the recorded tasks themselves."""
+    folder, known = Path(str(files("wpk.configs"))) / "tuned", {t.workload.key for t in _TASKS.values()}
+    records = (r for path in sorted(folder.glob("*.jsonl")) for r in read_log(path).records)
+    return Experience(r for r in records if r.workload.key not in known)
 
 
 def run(task: RecordedSpace, strategy: Strategy, trials: int) -> list[float]:
@@ -70,84 +124,93 @@ def run(task: RecordedSpace, strategy: Strategy, trials: int) -> list[float]:
     return curve + [best] * (trials - len(curve))
 
 
-def runs(task: RecordedSpace, name: str, seeds: Iterable[int], trials: int) -> np.ndarray:
+def runs(task: RecordedSpace, name: str, seeds: Iterable[int], trials: int, policy: Policy | None = None) -> np.ndarray:
     """Best seconds over the optimum, (seeds, trials); infinity before any success."""
-    return np.array([run(task, agent(name, task, seed), trials) for seed in seeds]) / task.optimum
+    return np.array([run(task, agent(name, task, seed, trials, policy), trials) for seed in seeds]) / task.optimum
 
 
 _TASKS: dict[str, RecordedSpace] = {}
 
 
-def _start(folder: Path) -> None:
+def _open(folder: Path) -> None:
     _TASKS.update((t.name, t) for t in load_spaces(folder))
 
 
-def _job(job: tuple[str, str, int, int]) -> np.ndarray:
-    task, name, seeds, trials = job
-    return runs(_TASKS[task], name, range(seeds), trials)
+def _curves(plan: Plan, task: str, name: str) -> np.ndarray:
+    """The runs of a strategy on a task, from the cache where they are there."""
+    key = f"{name}|{plan.start}|{plan.seeds}|{plan.trials}|{BATCH}|{_record(plan, task)}|{_code(name)}"
+    if name in _TRAINED:
+        key += "".join(_record(plan, t) for t in sorted(_TASKS))
+    path = plan.cache / f"{_digest(key.encode())}.npy"
+    if path.exists():
+        return np.asarray(np.load(path))
+    policy = load_policy(_policy_path(plan, task)) if name in _TRAINED else None
+    found = runs(started(_TASKS[task], plan.start), name, range(plan.seeds), plan.trials, policy)
+    plan.cache.mkdir(parents=True, exist_ok=True)
+    np.save(path, found)
+    return found
 
 
-class Cache:
-    """Arrays by a digest of what they were computed from."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def get(self, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array of ``key``, made when it is not there."""
-        path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
-        if path.exists():
-            return np.asarray(np.load(path))
-        self._folder.mkdir(parents=True, exist_ok=True)
-        np.save(path, array := make())
-        return array
+def _record(plan: Plan, task: str) -> str:
+    return _digest((plan.spaces / f"{task}{SUFFIX}").read_bytes())
 
 
-def compare(
-    folder: Path, tasks: Sequence[RecordedSpace], names: Sequence[str], seeds: int, trials: int, jobs: int, cache: Cache
-) -> list[Outcome]:
-    """All strategies on all tasks."""
-    keys = {(t.name, n): _key(folder, t, n, seeds, trials) for t in tasks for n in names}
-    with ProcessPoolExecutor(jobs, initializer=_start, initargs=(folder,)) as pool:
-        waiting = {
-            pair: pool.submit(cache.get, key, _Later((*pair, seeds, trials))) for pair, key in keys.items()
-        }
-        found: Mapping[tuple[str, str], np.ndarray] = {pair: w.result() for pair, w in waiting.items()}
-    return [
-        Outcome(t.name, t.provider, len(t.outcomes), {n: found[t.name, n].astype(float) for n in names}) for t in tasks
-    ]
-
-
-class _Later:
-    """A job as a call without arguments that can be sent to another process."""
-
-    def __init__(self, job: tuple[str, str, int, int]) -> None:
-        self._job = job
-
-    def __call__(self) -> np.ndarray:
-        return _job(self._job)
-
-
-def _key(folder: Path, task: RecordedSpace, name: str, seeds: int, trials: int) -> str:
-    """Everything a run depends on: the record, the code of the strategies, seeds and lengths."""
-    record = hashlib.sha256((folder / f"{task.name}.json.xz").read_bytes()).hexdigest()
-    return f"{name}|{seeds}|{trials}|{BATCH}|{record}|{_code(name)}"
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:24]
 
 
 def _code(name: str) -> str:
-    """The text of what a strategy runs; of all strategies for those that may use each other."""
+    """The text of what a strategy runs; that of all strategies for those that use others."""
     search = Path(str(files("wpk.search")))
-    plain = {DEFAULT: (), "random": ("randomly.py",), TPE: (), "genetic": ("genetic.py",)}
-    used = [search / f for f in ("space.py", "knobs.py", *plain.get(name, ()))] if name in plain else sorted(search.glob("*.py"))
-    own = [Path(__file__).with_name("tpe.py")] if name == TPE else []
-    configs = sorted((Path(str(files("wpk.configs"))) / "effort").glob("*.toml")) if name not in (DEFAULT, "random", TPE) else []
-    return hashlib.sha256(b"\0".join(p.read_bytes() for p in (*used, *own, *configs))).hexdigest()
+    own = {"default": (), "random": ("randomly.py",), "tpe": (), "genetic": ("genetic.py", "inheritance.py")}
+    used = [search / f for f in ("space.py", "knobs.py", *own[name])] if name in own else sorted(search.glob("*.py"))
+    extra = [Path(__file__).with_name("tpe.py")] if name == "tpe" else []
+    return _digest(b"\0".join(p.read_bytes() for p in (*used, *extra)))
+
+
+# Policies, each trained without the tasks it is used on
+
+
+def _fold(task: str) -> int:
+    return sorted(_TASKS).index(task) % _FOLDS
+
+
+def _policy_path(plan: Plan, task: str) -> Path:
+    text = "".join(_record(plan, t) for t in sorted(_TASKS)) + _code("auto") + str(_fold(task))
+    return plan.cache / f"policy-{_digest(text.encode())}.npz"
+
+
+def _train(plan: Plan, task: str) -> None:
+    """The policy for a task and its fold."""
+    path = _policy_path(plan, task)
+    if not path.exists():
+        plan.cache.mkdir(parents=True, exist_ok=True)
+        others = [t for n, t in sorted(_TASKS.items()) if _fold(n) != _fold(task)]
+        train_policy(lessons_of(others)).save(path)
+
+
+def compare(plan: Plan, names: Sequence[str], only: Sequence[str], jobs: int) -> list[Outcome]:
+    """All strategies on all tasks, or ``only`` on some."""
+    _open(plan.spaces)
+    tasks = [t for t in _TASKS.values() if not only or t.name in only]
+    with ProcessPoolExecutor(jobs, initializer=_open, initargs=(plan.spaces,)) as pool:
+        if set(names) & set(_TRAINED):
+            folds = {_fold(t.name): t.name for t in tasks}
+            list(pool.map(_call, [(_train, plan, t) for t in folds.values()]))
+        waiting = {(t.name, n): pool.submit(_curves, plan, t.name, n) for t in tasks for n in names}
+        found = {pair: w.result() for pair, w in waiting.items()}
+    return [Outcome(t.name, t.provider, len(t.outcomes), {n: found[t.name, n] for n in names}) for t in tasks]
+
+
+def _call(job: tuple[Callable[[Plan, str], None], Plan, str]) -> None:
+    job[0](*job[1:])
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--strategies", type=lambda s: s.split(","), default=list(ALL))
+    p.add_argument("--start", type=lambda s: s.split(","), default=list(STARTS))
     p.add_argument("--tasks", type=lambda s: s.split(","), default=[], help="names; all by default")
     p.add_argument("--seeds", type=int, default=50)
     p.add_argument("--trials", type=int, default=100, help="measurements of a run")
@@ -160,17 +223,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Compare, print, write."""
-    args, begun = parse(), monotonic()
-    tasks = [t for t in load_spaces(args.spaces) if not args.tasks or t.name in args.tasks]
-    outcomes = compare(args.spaces, tasks, args.strategies, args.seeds, args.trials, args.jobs, Cache(args.cache))
-    result = summary(outcomes)
-    text = markdown(result)
-    print(text)
-    print(f"{len(tasks) * len(args.strategies) * args.seeds} runs, {monotonic() - begun:.0f} s")
+    args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "strategies.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "strategies.md").write_text(text + "\n")
-    figure(outcomes, args.out / "strategies.png")
+    results, pages = {}, []
+    for start in args.start:
+        begun = monotonic()
+        plan = Plan(args.spaces, args.cache, start, args.seeds, args.trials)
+        outcomes = compare(plan, args.strategies, args.tasks, args.jobs)
+        results[start] = summary(outcomes)
+        pages.append(markdown(results[start], start))
+        print(pages[-1], f"\n{len(outcomes) * len(args.strategies) * args.seeds} runs, {monotonic() - begun:.0f} s\n", flush=True)
+        figure(outcomes, start, args.out / f"strategies-{start}.png")
+    (args.out / "strategies.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.out / "strategies.md").write_text("\n\n".join(pages) + "\n")
 
 
 if __name__ == "__main__":

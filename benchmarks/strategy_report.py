@@ -18,7 +18,7 @@ COUNTED = 500
 NEAR = 1.05
 #: Measurements of the first impression.
 EARLY = 10
-_RESAMPLES = 2000
+_RESAMPLES = 500
 #: What stands for a run without any success, relative to the optimum.
 _NEVER = 100.0
 
@@ -61,6 +61,7 @@ def _figures(curves: Sequence[np.ndarray]) -> dict[str, Any]:
         "final": _interval(logs[:, :, -1], _geomean),
         "early": _interval(logs[:, :, EARLY - 1], _geomean),
         "to_near": [v if np.isfinite(v) else None for v in _interval(steps, _median)],
+        "to_near_mean": _interval(np.minimum(steps, logs.shape[2] + 1), np.mean),
         "arrived": float(np.mean(np.isfinite(steps))),
     }
 
@@ -90,21 +91,32 @@ def _interval(values: np.ndarray, of: Callable[[np.ndarray], float], seed: int =
     return of(values), float(low), float(high)
 
 
-def markdown(result: Mapping[str, Any]) -> str:
+#: What strategies begin with, in words.
+_STARTS = {
+    "defaults": "Starting from the families' first configs",
+    "nothing": "Starting from the knobs' defaults alone",
+    "transfer": "Starting from what the logs hold of similar tasks",
+}
+
+
+def markdown(result: Mapping[str, Any], start: str) -> str:
     """Tables: strategies over all counted tasks, then each task."""
     trials, counted = result["trials"], result["counted"]
     head = [
+        f"## {_STARTS[start]}", "",
         f"{len(counted)} recorded tasks, {result['seeds']} seeds, {trials} measurements. In brackets: 95% intervals from "
         "resampling tasks and seeds.", "",
-        f"| strategy | best after {trials} / optimum | best after {result['early']} / optimum | measurements to within 5%, "
-        f"median | within 5% after {trials} |", "|---|---|---|---|---|",
+        f"| strategy | best after {trials} / optimum | best after {result['early']} / optimum | measurements to within 5%: "
+        f"median | mean, capped at {trials + 1} | within 5% after {trials} |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     rows = [_row(name, figures, result["trials"]) for name, figures in result["strategies"].items()]
     return "\n".join([*head, *rows, "", *_task_table(result)])
 
 
 def _row(name: str, f: Mapping[str, Any], trials: int) -> str:
-    return f"| {name} | {_ratio(f['final'])} | {_ratio(f['early'])} | {_steps(f['to_near'], trials)} | {f['arrived']:.0%} |"
+    steps = _steps(f["to_near"], trials)
+    mean = "{:.0f} [{:.0f}, {:.0f}]".format(*f["to_near_mean"])
+    return f"| {name} | {_ratio(f['final'])} | {_ratio(f['early'])} | {steps} | {mean} | {f['arrived']:.0%} |"
 
 
 def _ratio(figure: Figure) -> str:
@@ -135,7 +147,7 @@ def _cell(f: Mapping[str, Any], trials: int) -> str:
     return f"{f['final'][0]:.3f}; {f'> {trials}' if steps is None else f'{steps:.0f}'}"
 
 
-def figure(outcomes: Sequence[Outcome], path: Path) -> None:
+def figure(outcomes: Sequence[Outcome], start: str, path: Path) -> None:
     """Curves over all counted tasks, and one small plot a task."""
     from matplotlib import pyplot as plt
 
@@ -143,6 +155,7 @@ def figure(outcomes: Sequence[Outcome], path: Path) -> None:
     columns = 4
     rows = -(-len(outcomes) // columns)
     drawing = plt.figure(figsize=(13, 5 + 2.5 * rows), layout="constrained")
+    drawing.suptitle(_STARTS[start])
     grid = drawing.add_gridspec(rows + 2, columns)
     _together(drawing.add_subplot(grid[:2, :]), counted)
     for i, outcome in enumerate(outcomes):

@@ -2,7 +2,7 @@
 
 A record needs no kernel family and no compiler: the valid configs are written out, each with its seconds or its failure.
 Files are JSON, compressed with xz: ``{"schema", "name", "provider", "provider_version", "workload", "fingerprint", "target",
-"compiler", "knobs": [[kind, name, values, default]], "first": [row], "rows": [[index of each knob's value]],
+"compiler", "protocol", "knobs": [[kind, name, values, default]], "first": [row], "rows": [[index of each knob's value]],
 "seconds": [seconds or null], "failures": {row: kind}}``.
 """
 
@@ -31,7 +31,10 @@ SUFFIX = ".json.xz"
 
 @dataclass(frozen=True)
 class RecordedSpace:
-    """A measured space: ``outcomes`` holds seconds, or a failure kind, of each config of ``space.listed``, in its order."""
+    """A measured space: ``outcomes`` holds seconds, or a failure kind, of each config of ``space.listed``, in its order.
+
+    ``protocol`` says in words how they were timed.
+    """
 
     name: str
     provider: str
@@ -41,6 +44,7 @@ class RecordedSpace:
     compiler: str
     space: Space
     outcomes: tuple[float | str, ...]
+    protocol: str = ""
 
     @cached_property
     def _by_key(self) -> dict[str, float | str]:
@@ -140,7 +144,7 @@ def _to_json(r: RecordedSpace) -> dict[str, Any]:
     return {
         "schema": SCHEMA, "name": r.name, "provider": r.provider, "provider_version": r.provider_version,
         "workload": r.workload.to_json(), "fingerprint": r.target.fingerprint, "target": r.target.to_json(),
-        "compiler": r.compiler,
+        "compiler": r.compiler, "protocol": r.protocol,
         "knobs": [[type(k).__name__, k.name, list(k.values), k.default] for k in r.space.knobs],
         "first": [keys.index(config_key(c)) for c in r.space.first],
         "rows": [[rank[c[k.name]] for k, rank in zip(r.space.knobs, ranks, strict=True)] for c in listed],
@@ -161,7 +165,7 @@ def _from_json(data: Mapping[str, Any]) -> RecordedSpace:
     space = Space(knobs, (), tuple(dict(listed[i]) for i in data["first"]), listed)
     return RecordedSpace(
         str(data["name"]), str(data["provider"]), str(data["provider_version"]), Workload.from_json(data["workload"]),
-        _target(data["target"]), str(data["compiler"]), space, outcomes,
+        _target(data["target"]), str(data["compiler"]), space, outcomes, str(data.get("protocol", "")),
     )  # fmt: skip
 
 
