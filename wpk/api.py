@@ -72,7 +72,7 @@ def compile(
     *,
     output: str | os.PathLike[str] | None = None,
     budget: float | str = "60s",
-    strategy: str = "genetic",
+    strategy: str = "auto",
     providers: Sequence[str] | None = None,
     log: str | os.PathLike[str] | None = None,
     threads: int | None = None,

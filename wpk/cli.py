@@ -87,13 +87,13 @@ def compile_command(
     model: Model,
     output: Output = None,
     budget: Annotated[
-        str | None, typer.Option(help="wall-clock time for tuning, such as 60s or 5m", show_default=False)
+        str | None, typer.Option(help="wall-clock time for tuning, such as 60s or 5m, or none", show_default=False)
     ] = None,
     effort: Annotated[
         str, typer.Option(help="budget and strategy in one word: quick, normal, thorough")
     ] = "normal",
     strategy: Annotated[
-        str | None, typer.Option(help="genetic, random or exhaustive", show_default=False)
+        str | None, typer.Option(help="auto, rl, genetic, random or exhaustive", show_default=False)
     ] = None,
     log: Log = None,
     providers: Providers = None,
@@ -123,7 +123,7 @@ def compile_command(
     level = levels.effort(effort)
     options = Options(
         level.budget if budget is None else levels.parse_budget(budget), strategy or level.strategy, names(providers), threads,
-        batch, shapes(shape), seed, level.trials, max_error, cluster, security.Tls(tls_ca, tls_cert, tls_key),
+        batch, shapes(shape), seed, level.trials, max_error, cluster, security.Tls(tls_ca, tls_cert, tls_key), level.rl,
     )  # fmt: skip
     compiling.compile_model(model, options, output, log, trace_fusion, html, console(quiet))
 

@@ -23,8 +23,10 @@ from wpk.fleet.client import Fleet, FleetOptions
 from wpk.fleet.security import Tls
 from wpk.graph.graph import Graph
 from wpk.graph.onnx_io import export_model, export_region, load_model
+from wpk.measure.builder import build_runtime
 from wpk.measure.measurer import MeasureOptions, Measurer
 from wpk.measure.toolchain import Compiler, find_compiler
+from wpk.ops import work
 from wpk.passes import default_pipeline, run_pipeline
 from wpk.planner.candidates import Catalogue
 from wpk.planner.choose import choose
@@ -36,8 +38,10 @@ from wpk.providers.protocol import Provider
 from wpk.providers.registry import providers as named_providers
 from wpk.report.accuracy import output_errors
 from wpk.report.engines import onnxruntime_engine, random_feeds
+from wpk.report.peaks import peaks
 from wpk.runtime.parts import Parts
 from wpk.runtime.plan import Port
+from wpk.search.rl import RlOptions
 from wpk.settings import load_settings
 from wpk.tuning.events import Observer
 from wpk.tuning.experience import shipped
@@ -74,10 +78,11 @@ class Options:
     ``providers``: names as in :mod:`wpk.providers.registry`, all that are installed for None. ``max_error``: relative L2 error
     of the whole model's outputs, before a last softmax. ``shapes`` and ``batch`` settle symbolic dimensions of inputs.
     ``cluster``: the address of a Dask scheduler whose workers measure, None for this machine; ``tls``: files for its connections.
+    ``rl``: hyper-parameters of the strategies ``rl`` and ``auto``.
     """
 
     budget: float = 60.0
-    strategy: str = "genetic"
+    strategy: str = "auto"
     providers: tuple[str, ...] | None = None
     threads: int | None = None
     batch: int | None = None
@@ -87,6 +92,7 @@ class Options:
     max_error: float = 1e-4
     cluster: str | None = None
     tls: Tls = field(default_factory=Tls)
+    rl: RlOptions | None = None
 
     def __post_init__(self) -> None:
         TuneOptions(strategy=self.strategy)  # raises UsageError for an unknown one
@@ -173,9 +179,12 @@ def tune_graphs(
     start = monotonic()
     tasks = graph_tasks(graphs, shop.target)
     everything = list(tasks)
-    asked = TuneOptions(options.budget * (1 - _CONVERSIONS), options.trials, options.strategy, options.seed)
+    asked = TuneOptions(
+        options.budget * (1 - _CONVERSIONS), options.trials, options.strategy, options.seed, rl=options.rl
+    )
+    roofs = roofs_of(tasks, shop) if options.cluster is None else {}
     with open_measurer(shop, options) as measurer:
-        tuned = tune(tasks, shop.providers, measurer, log, shop.versions, asked, observer, shipped())
+        tuned = tune(tasks, shop.providers, measurer, log, shop.versions, asked, observer, shipped(), roofs=roofs)
         for _ in range(_ROUNDS):
             more = _still_open(graphs, shop, tuned.results, everything)
             left = options.budget - (monotonic() - start)
@@ -193,6 +202,13 @@ def open_measurer(shop: Shop, options: Options) -> Measurer | Fleet:
         return Measurer(shop.target, shop.cache, shop.compiler, options=MeasureOptions(seed=options.seed))
     facts = facts_of(shop.target, shop.compiler, shop.providers)
     return Fleet(options.cluster, shop.target, facts, FleetOptions(options.tls))
+
+
+def roofs_of(tasks: Sequence[Task], shop: Shop) -> dict[str, float]:
+    """The least seconds this machine can take for each task, by workload key: work over peaks. Raises StorageError."""
+    runtime = build_runtime(shop.target.isa, shop.compiler, shop.cache)
+    peak, works = peaks(runtime, shop.target, shop.cache), {t.workload.key: work(t.workload) for t in tasks}
+    return {key: peak.floor(w.flops, w.nbytes) for key, w in works.items()}
 
 
 def graph_tasks(graphs: Sequence[Graph], target: Target) -> list[Task]:

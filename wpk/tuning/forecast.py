@@ -42,9 +42,12 @@ def worth_more(gain: float, task: Task, to_beat: float, total: float, threshold:
 
 
 def at_the_roof(task: Task, best: float, roofs: Mapping[str, float], margin: float) -> bool:
-    """Whether ``best`` is within ``margin`` of what the machine can do at all (``roofs``: seconds, by workload key)."""
+    """Whether ``best`` is within ``margin`` of what the machine can do (``roofs``: seconds, by workload key).
+
+    What beats its roof clearly, by a cheaper algorithm or from a warm cache, shows that it has none.
+    """
     roof = roofs.get(task.workload.key, 0.0)
-    return best <= roof * (1 + margin)
+    return abs(best - roof) <= margin * roof and roof > 0
 
 
 def seconds_left(tasks: Sequence[Open], ended: Sequence[int]) -> float:
