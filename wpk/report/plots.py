@@ -60,7 +60,8 @@ def draw(path: Path, curves: Sequence[Curve], coverage: Coverage | None = None, 
 
     parts = [p for p in (curves, coverage, calibration) if p]
     with matplotlib.rc_context({"svg.hashsalt": "wpk", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure: Any = Figure(figsize=(6.6 * len(parts) + 0.4, 5.0), layout="constrained")
+        rows = len(coverage.knobs) if coverage else 0
+        figure: Any = Figure(figsize=(6.8 * len(parts) + 0.4, max(5.0, 1.4 + 0.36 * rows)), layout="constrained")
         axes = iter(np.atleast_1d(figure.subplots(1, len(parts), width_ratios=[1.0] * len(parts))))
         if curves:
             _curves(next(axes), curves)
@@ -80,9 +81,12 @@ def best_so_far(run: Run, length: int) -> Floats:
 def bands(curve: Curve) -> tuple[Floats, Floats, Floats]:
     """Median and quartiles over a curve's runs of (best so far / best known), after 1, 2, … measurements.
 
+    A run that ended stays where it was; the curve ends where less than a quarter of the runs go on.
+
     Infinity while at least half (or a quarter, or three quarters) of the runs have nothing that works.
     """
-    length = max(len(run) for run, _ in curve.runs)
+    lengths = sorted(len(run) for run, _ in curve.runs)
+    length = lengths[(3 * (len(lengths) - 1) + 3) // 4]
     ratios = np.array([best_so_far(run, length) / best for run, best in curve.runs])
     low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75), axis=0, method="inverted_cdf")
     return middle, low, high
@@ -115,14 +119,16 @@ def _curves(axes: Any, curves: Sequence[Curve]) -> None:
         label = f"{curve.name} ({len(curve.runs)} {'run' if len(curve.runs) == 1 else 'runs'})"
         shown = np.where(np.isfinite(middle), middle, np.nan)
         axes.plot(x, shown, style, color=colour, label=label, linewidth=1.8, drawstyle="steps-post")
+        axes.plot(x[-1:], shown[-1:], "o", color=colour, markersize=4)
         if len(curve.runs) > 1:
             edges = (np.where(np.isfinite(low), low, np.nan), np.where(np.isfinite(high), high, 1e9))
-            axes.fill_between(x, *edges, color=colour, alpha=0.15, linewidth=0, step="post")
+            axes.fill_between(x, *edges, color=colour, alpha=0.12, linewidth=0, step="post")
         finite = middle[np.isfinite(middle)]
         top = max(top, float(np.quantile(finite, 0.98)) if len(finite) else top)
     axes.set_yscale("log")
     axes.set_ylim(0.98, min(top * 1.25, 30.0))
-    axes.set_xlim(left=1)
+    longest = max(len(bands(curve)[0]) for curve in curves)
+    axes.set_xlim(1 - 0.02 * longest, max(longest, 2) * 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}×"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:.3g}×" if top < 4 or v in (2, 3, 5) else ""))
@@ -142,9 +148,10 @@ def _coverage(figure: Any, axes: Any, coverage: Coverage) -> None:
         for column, (value, count, seconds) in enumerate(coverage.knobs[name][:_VALUES]):
             worth = best / seconds if isfinite(seconds) and isfinite(best) else np.nan
             times[row, column] = worth
-            colour = "white" if worth < 0.55 else "black"
+            colour = "0.5" if not count else "black" if worth >= 0.55 or not isfinite(worth) else "white"
+            size = min(7.0, 7.0 * 14 / widest * 6 / max(len(value), 6))  # what fits into the cell
             text = f"{value}\n{count or '–'}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour if count else "0.5")
+            axes.text(column, row, text, ha="center", va="center", fontsize=max(size, 4.0), color=colour, linespacing=0.95)
     image = axes.imshow(np.ma.masked_invalid(times), cmap="viridis", vmin=0.0, vmax=1.0, aspect="auto")
     axes.set_facecolor("0.93")
     axes.set_yticks(range(len(names)), names)
