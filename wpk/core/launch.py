@@ -24,13 +24,33 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class TensorMap:
+    """A tensor in a parameter's memory as TMA copies boxes of it; axes innermost first, as ``cuTensorMapEncodeTiled`` has them.
+
+    ``parameter`` counts the kernel's parameters, the workspace last; ``offset`` in bytes from its start. ``shape`` and
+    ``box`` in elements, ``strides`` in bytes of all axes but the innermost. ``swizzle`` is 0, 32, 64 or 128 bytes; elements
+    outside the tensor read as zero.
+    """
+
+    parameter: int
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
 class CudaSource:
     """A CUDA translation unit and the launches that make up one call of the kernel, in order, on one stream.
 
     Every launch gets the same arguments: pointers to all parameters in the kernel's order, then one to the workspace
-    (null when ``workspace_bytes`` is 0). The text includes ``wpk_device.cuh`` only and names no other header.
+    (null when ``workspace_bytes`` is 0), then the tensor maps by value (``const __grid_constant__ tensor_map``). The text
+    includes ``wpk_device.cuh`` only and names no other header.
     """
 
     text: str
     launches: tuple[Launch, ...]
     workspace_bytes: int = 0
+    tensor_maps: tuple[TensorMap, ...] = ()

@@ -52,12 +52,14 @@ from typing import IO, Any
 import numpy as np
 
 from wpk.core.errors import ToolchainError
-from wpk.core.launch import CudaSource, Launch
+from wpk.core.launch import CudaSource, Launch, TensorMap
+from wpk.core.target import host_target
+from wpk.core.tensor import DTYPE_BYTES
 
 Array = np.ndarray[Any, Any]
 
-SOURCES = ("clocks.cpp", "main.cpp", "memory.cpp", "scheduler.cpp", "warp.cpp")
-INCLUDES = ("simt.h", "wpk_device.cuh", "wpk_half.h")
+SOURCES = ("async.cpp", "clocks.cpp", "main.cpp", "memory.cpp", "scheduler.cpp", "warp.cpp", "wgmma.cpp")
+INCLUDES = ("simt.h", "wpk_device.cuh", "wpk_half.h", "wpk_hopper.cuh")
 
 #: Races show in the shadow, so little is gained by more optimization; less would keep register arrays in memory.
 KERNEL_FLAGS = (
@@ -142,6 +144,7 @@ def run(
         offsets = _write_args(file, args, sizes)
         areas = [f"{o},{s},{f}" for o, s, f in zip(offsets, sizes, flags, strict=True)]
         words = [w for area in areas for w in ("a", area)]
+        words += [w for tensor in source.tensor_maps for w in ("m", _map_word(tensor))]
         words += [w for launch in source.launches for w in ("l", _launch_word(launch))]
         _execute(program, [str(file.fileno()), str(seed), *words], file.fileno(), timeout, source.text)
         _read_back(file, args, offsets)
@@ -167,7 +170,7 @@ def build(source: CudaSource, host: Host, arch: str = "sm_90a") -> Path:
 
 def build_runtime(host: Host) -> list[Path]:
     """The runtime's object files, from the cache when they are there. Raises EmulationError of kind ``compile``."""
-    flags = (*COMMON_FLAGS, *_optional_flags(host.compiler), "-O2")
+    flags = (*COMMON_FLAGS, *_optional_flags(host.compiler), "-O3")
     texts = [(_folder() / name).read_text() for name in (*SOURCES, *INCLUDES)]
     folder = host.cache / "emulator" / _digest(host, *flags, *texts)
     objects = [folder / f"{name}.o" for name in SOURCES]
@@ -260,6 +263,20 @@ def _launch_word(launch: Launch) -> str:
     return ",".join(map(str, (launch.symbol, *launch.grid, *launch.block, launch.shared_bytes)))
 
 
+def _map_word(tensor: TensorMap) -> str:
+    """What cuTensorMapEncodeTiled would encode, for the runtime. Raises EmulationError where it would refuse."""
+    size = DTYPE_BYTES[tensor.dtype]
+    row = tensor.box[0] * size
+    if any(s % 16 for s in tensor.strides) or tensor.offset % 16 or row % 16:
+        raise EmulationError("launch", f"{tensor}: offset, strides and inner row of the box must be multiples of 16 bytes")
+    if max(tensor.box) > 256 or tensor.swizzle not in (0, 32, 64, 128) or 0 < tensor.swizzle < row:
+        raise EmulationError("launch", f"{tensor}: at most 256 elements an axis, and an inner row within the swizzle")
+    if not len(tensor.shape) == len(tensor.box) == len(tensor.strides) + 1:
+        raise EmulationError("launch", f"{tensor}: shape and box need one entry an axis, strides one less")
+    numbers = (tensor.parameter, tensor.offset, size, len(tensor.shape), tensor.swizzle)
+    return ",".join(map(str, (*numbers, *tensor.shape, size, *tensor.strides, *tensor.box)))
+
+
 def _write_args(file: IO[bytes], args: Sequence[Array], sizes: Sequence[int]) -> list[int]:
     """Puts each argument at a page of its own; the offsets, the workspace's last."""
     offsets, at = [], 0
@@ -286,7 +303,10 @@ def _memory_folder() -> str | None:
 
 
 def _digest(host: Host, *parts: str) -> str:
-    return hashlib.sha256("\0".join((_version(host.compiler), *parts)).encode()).hexdigest()[:32]
+    # -march=native: a folder shared between machines must not mix their binaries
+    machine = host_target()
+    words = (_version(host.compiler), machine.model, *machine.isas, *parts)
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
 
 
 @memoize

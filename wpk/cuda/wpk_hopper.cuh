@@ -67,6 +67,12 @@ template <int REGISTERS> WPK_DEVICE void registers_lower() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
+// keeps the compiler from moving or copying accumulators across; around a series of wgmma, or it waits after each of them
+template <int COUNT> WPK_DEVICE void wgmma_hold(float (&d)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
 // before the first wgmma, and whenever accumulators were touched since the last
 WPK_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 WPK_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

@@ -13,14 +13,18 @@ constexpr uint32_t LAST_CLOCK = (1u << 20) - 4096;
 
 uint32_t clock_of(Fiber &fiber) { return fiber.stamp > floor_clock ? fiber.stamp : floor_clock; }
 
-bool visible(Cell cell) {
-  uint32_t clock = cell >> 12, id = cell & ID;
-  return clock < floor_clock || id == self->id || (id != IN_FLIGHT && seen[self->id].clocks[id] >= clock);
-}
-
 static void advance(Fiber &fiber) {
   fiber.stamp = clock_of(fiber) + 1;
   if (fiber.stamp > top_clock) top_clock = fiber.stamp;
+}
+
+// agents: the clock up to which somebody has waited for them, and that up to which all know it
+static uint32_t waited[TRACKED], settled[TRACKED];
+
+bool visible(Cell cell) {
+  uint32_t clock = cell >> 12, id = cell & ID;
+  if (id >= MAX_THREADS) return clock <= settled[id] || seen[self->id].clocks[id] >= clock;
+  return clock < floor_clock || id == self->id || seen[self->id].clocks[id] >= clock;
 }
 
 uint32_t agent_stamp() {
@@ -28,8 +32,20 @@ uint32_t agent_stamp() {
   return ++top_clock;
 }
 
+void wait_for_agent(unsigned id, uint32_t stamp) {
+  uint32_t &known = seen[self->id].clocks[id];
+  if (known < stamp) known = stamp;
+  if (waited[id] < stamp) waited[id] = stamp;
+}
+
+void fence_writes() {
+  advance(*self);
+  self->fenced = self->stamp;
+}
+
 void full_barrier() {
   floor_clock = ++top_clock;
+  memcpy(settled + MAX_THREADS, waited + MAX_THREADS, MAX_AGENTS * sizeof *settled);
   if (floor_clock > LAST_CLOCK) fail("limit", nullptr, self->line, "a block synchronizes too often to be followed");
 }
 
@@ -37,6 +53,8 @@ void start_clocks() {
   across_warps = false;
   if (top_clock > LAST_CLOCK / 2) {
     memset(seen, 0, sizeof seen);
+    memset(waited, 0, sizeof waited);
+    memset(settled, 0, sizeof settled);
     top_clock = 0;
   }
   floor_clock = ++top_clock;
@@ -77,6 +95,7 @@ void acquire_from(const Seen &from) {
   across_warps = true;
   uint32_t *mine = seen[self->id].clocks;
   for (unsigned t = 0; t < TRACKED; t++) mine[t] = mine[t] > from.clocks[t] ? mine[t] : from.clocks[t];
+  for (unsigned t = MAX_THREADS; t < TRACKED; t++) waited[t] = waited[t] > mine[t] ? waited[t] : mine[t];
 }
 
 // ---- barriers of a block or part of it; number 0 is __syncthreads ----

@@ -53,6 +53,9 @@ static Kernel find(const char *symbol) {
 constexpr int MAX_ARGUMENTS = 64;
 static void *arguments[MAX_ARGUMENTS], *values[MAX_ARGUMENTS];  // not on the heap: kernels read them, checked
 static int argument_count;
+constexpr int MAX_MAPS = 16;
+static TensorMap maps[MAX_MAPS + 1];
+static int map_count;
 
 static void add_argument(int fd, const char *text) {
   size_t offset, bytes;
@@ -62,6 +65,23 @@ static void add_argument(int fd, const char *text) {
   values[argument_count] = bytes ? add_buffer(fd, offset, bytes, flags) : nullptr;
   arguments[argument_count] = &values[argument_count];
   argument_count++;
+}
+
+static void add_map(const char *text) {
+  int argument, element, rank, swizzle, used = 0;
+  size_t offset;
+  if (sscanf(text, "%d,%zu,%d,%d,%d%n", &argument, &offset, &element, &rank, &swizzle, &used) != 5) exit(5);
+  TensorMap &map = maps[map_count++];
+  map = {(char *)values[argument] + offset, element, rank, swizzle, {}, {}, {}};
+  for (int part = 0; part < 3; part++)  // sizes, strides in bytes (the first is an element's), box
+    for (int axis = 0; axis < rank; axis++) {
+      int64_t value = strtoll(text + used + 1, const_cast<char **>(&text), 10);
+      used = 0;
+      if (part == 2) map.box[axis] = (short)value;
+      else (part ? map.stride : map.size)[axis] = value;
+    }
+  if (argument_count == MAX_ARGUMENTS || map_count > MAX_MAPS) fail("limit", nullptr, 0, "too many arguments");
+  arguments[argument_count++] = &map;
 }
 
 static void launch(const char *text) {
@@ -76,7 +96,7 @@ static void launch(const char *text) {
 
 }  // namespace simt
 
-// FD SEED {a OFFSET,BYTES,FLAGS}... {l SYMBOL,GRID,BLOCK,SHARED}...
+// FD SEED {a OFFSET,BYTES,FLAGS}... {m ARGUMENT,OFFSET,ELEMENT,RANK,SWIZZLE,SIZES,STRIDES,BOX}... {l SYMBOL,GRID,BLOCK,SHARED}...
 int main(int count, char **words) {
   using namespace simt;
   if (count < 3) return 5;
@@ -86,6 +106,7 @@ int main(int count, char **words) {
   start_memory();
   for (int i = 3; i + 1 < count; i += 2) {
     if (words[i][0] == 'a') add_argument(fd, words[i + 1]);
+    if (words[i][0] == 'm') add_map(words[i + 1]);
     if (words[i][0] == 'l') launch(words[i + 1]);
   }
   check_outputs();

@@ -99,8 +99,10 @@ static const char *space_of(const void *address, char *name, size_t room) {
 
 [[noreturn]] static void fail_race(const char *what, const char *other, Cell cell, const void *address, void *pc, int line) {
   char name[96];
-  fail("race", pc, line, "%s of %s, %s by thread %u with no synchronization in between", what,
-       space_of(address, name, sizeof name), other, cell & ID);
+  char who[32] = "an asynchronous operation";
+  if ((cell & ID) < MAX_THREADS) snprintf(who, sizeof who, "thread %u", cell & ID);
+  fail("race", pc, line, "%s of %s, %s by %s with no synchronization in between", what, space_of(address, name, sizeof name),
+       other, who);
 }
 
 // ---- a conflict is harmless when the value stays what it was; that is known once the store has happened ----
@@ -297,16 +299,17 @@ void land(void *shared, const void *data, size_t bytes, unsigned id, uint32_t st
   for (size_t i = index; i < index + bytes; i++) writer[i] = cell_of(id, stamp);
 }
 
-void check_proxy_read(const void *shared, size_t bytes, int line, const char *what) {
+void check_proxy_read(const void *shared, size_t bytes, Cell agent, Cell other, int line, const char *what) {
   if (!in_shared(shared, bytes)) fail_at("out-of-bounds", what, shared, bytes, nullptr, line);
   read_at((uintptr_t)shared, bytes, nullptr, line);
   size_t index = (uintptr_t)shared - shared_start;
   for (size_t i = index; i < index + bytes; i++) {
     unsigned id = writer[i] & ID;
-    if (id >= MAX_THREADS) continue;
     uint32_t clock = writer[i] >> 12;
-    if (fibers[id].fenced <= clock && self->fenced <= clock)
-      fail("proxy", nullptr, line, "%s of what thread %u wrote with no fence_async in between", what, id);
+    reader[i] = agent;
+    if (other) reader_before[i] = other;
+    if (id < MAX_THREADS && fibers[id].fenced <= clock && self->fenced <= clock)
+      fail("proxy", nullptr, line, "%s reads what thread %u wrote with no fence_async in between", what, id);
   }
 }
 

@@ -95,6 +95,7 @@ uint64_t next_random() {
 static void enter() {
   running_kernel(running_arguments);
   settle();
+  if (self->products.size) fail("in-flight", nullptr, 0, "a thread ends with wgmma under way");
   self->state = State::exited;
   ready[self->id / LANES] &= ~(1u << self->id % LANES);
   block.alive--;
@@ -113,6 +114,9 @@ static void prepare(Fiber &fiber, unsigned id) {
   fiber.state = State::ready;
   fiber.stamp = fiber.fenced = 0;
   fiber.copies.size = fiber.groups.size = fiber.uncommitted = 0;
+  fiber.products.size = fiber.product_groups.size = fiber.uncommitted_products = 0;
+  fiber.store_groups.size = fiber.uncommitted_stores = 0;
+  fiber.accumulators_fenced = false;
   fiber.awake = nullptr;
   ready[id / LANES] |= 1u << id % LANES;
 }
@@ -232,6 +236,7 @@ void run_grid(Kernel kernel, void **arguments, Dim grid, Dim size, uint32_t shar
     start_clocks();
     for (unsigned t = 0; t < block.threads; t++) prepare(fibers[t], t);
     run_block();
+    check_nothing_under_way();
   }
 }
 
@@ -271,7 +276,12 @@ template <class T> void List<T>::push(const T &item) {
   if (size == room) items = (T *)realloc(items, (room = room ? 2 * room : 8) * sizeof(T));
   items[size++] = item;
 }
+template <class T> void List<T>::drop(int count) {
+  size -= count;
+  memmove(items, items + count, size * sizeof(T));
+}
 template struct List<Copy>;
+template struct List<Product>;
 template struct List<int>;
 
 }  // namespace simt

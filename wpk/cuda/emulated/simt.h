@@ -7,12 +7,18 @@
 namespace simt {
 
 constexpr int MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / 32, LANES = 32;
-// agents besides the threads that write memory: asynchronous copies, one agent for each mbarrier
-constexpr int MAX_AGENTS = 64, TRACKED = MAX_THREADS + MAX_AGENTS;
+// agents besides the threads that use shared memory: TMA loads of each mbarrier, wgmma of each warp, TMA stores
+constexpr int MAX_AGENTS = 96, TRACKED = MAX_THREADS + MAX_AGENTS;
+constexpr unsigned MBARRIERS = 48, BARRIER_AGENTS = MAX_THREADS, WGMMA_AGENTS = BARRIER_AGENTS + MBARRIERS,
+                   STORE_AGENTS = WGMMA_AGENTS + MAX_WARPS;
 
 struct Dim { unsigned x, y, z; };
 
 enum class State : uint8_t { ready, blocked, exited };
+
+// What a wgmma adds to its accumulators when it is waited for; until then they are not numbers. `base` is what they were;
+// null: an earlier one under way will tell. `clock` is that of its agent.
+struct Product { float *d, *values, *base; int count; bool accumulate; uint32_t clock; };
 
 struct Copy { void *shared; const void *global; int bytes, line; bool valid; };
 
@@ -21,6 +27,7 @@ template <class T> struct List {
   T *items = nullptr;
   int size = 0, room = 0;
   void push(const T &item);
+  void drop(int count);  // the oldest
   T *begin() { return items; }
   T *end() { return items + size; }
 };
@@ -37,6 +44,10 @@ struct Fiber {
   List<Copy> copies;   // cp.async under way, oldest first
   List<int> groups;    // sizes of its committed groups, oldest first
   int uncommitted;
+  List<Product> products;  // wgmma under way, oldest first
+  List<int> product_groups, store_groups;
+  int uncommitted_products, uncommitted_stores;
+  bool accumulators_fenced;
   bool (*awake)(void *);  // polled while blocked; null when another thread wakes it
   void *awake_argument;
 };
@@ -88,6 +99,8 @@ struct Seen { uint32_t clocks[TRACKED]; };
 void release_into(Seen &seen);        // what the running thread knows, and its own past
 void acquire_from(const Seen &seen);
 uint32_t agent_stamp();  // a fresh clock for an asynchronous agent
+void wait_for_agent(unsigned id, uint32_t stamp);  // the running thread knows that the agent is done up to there
+void fence_writes();                               // what the running thread wrote so far may be read by agents
 void start_clocks();
 
 // ---- memory ----
@@ -99,8 +112,8 @@ void check_aligned(const void *address, size_t bytes, int line);
 // asynchronous copies into shared memory: from here to land() its bytes must not be touched
 void mark_in_flight(void *shared, size_t bytes, int line);
 void land(void *shared, const void *data, size_t bytes, unsigned id, uint32_t stamp);
-// reads by the asynchronous proxy: as check_read, and the writes must have been fenced
-void check_proxy_read(const void *shared, size_t bytes, int line, const char *what);
+// reads by one or two agents, which last until they are waited for: as check_read, and the writes must have been fenced
+void check_proxy_read(const void *shared, size_t bytes, Cell agent, Cell other, int line, const char *what);
 bool in_shared(const void *address, size_t bytes);
 uint32_t shared_offset(const void *address);  // of the 1024-aligned window
 unsigned char *shared_at(uint32_t offset);
@@ -110,7 +123,22 @@ void *add_buffer(int fd, size_t offset, size_t bytes, unsigned flags);
 void check_outputs();
 void start_memory();
 void begin_launch();
+void check_nothing_under_way();  // as a block ends
 enum : unsigned { MUST_WRITE = 1, UNWRITTEN = 2 };
+
+// ---- tensor maps: the plain data behind the opaque 128 bytes; axes innermost first ----
+
+struct alignas(64) TensorMap {
+  char *base;
+  int element, rank, swizzle;
+  int64_t size[5], stride[5];
+  short box[5];
+};
+static_assert(sizeof(TensorMap) == 128, "a kernel's parameter of type tensor_map");
+
+inline uintptr_t swizzled(uintptr_t address, int swizzle) {
+  return swizzle ? address ^ (address >> 3 & (uintptr_t)(swizzle - 16)) : address;  // bits 4.. with bits 7..
+}
 
 // ---- reports; none of these returns ----
 

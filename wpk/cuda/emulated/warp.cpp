@@ -14,8 +14,7 @@ static void land_oldest(int count) {
     const Copy &copy = self->copies.items[i];
     land(copy.shared, copy.valid ? copy.global : nullptr, copy.bytes, self->id, clock_of(*self));
   }
-  self->copies.size -= count;
-  memmove(self->copies.items, self->copies.items + count, self->copies.size * sizeof(Copy));
+  self->copies.drop(count);
 }
 
 extern "C" {
@@ -43,8 +42,7 @@ void wpk_cp_async_wait(int left) {
   if (done <= 0) return;
   for (int i = 0; i < done; i++) copies += self->groups.items[i];
   land_oldest(copies);
-  self->groups.size = left;
-  memmove(self->groups.items, self->groups.items + done, left * sizeof(int));
+  self->groups.drop(done);
 }
 
 void wpk_trap(int line) { fail("trap", nullptr, line, "__trap"); }

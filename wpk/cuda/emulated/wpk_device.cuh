@@ -269,6 +269,10 @@ WPK_MMA(mma_m16n8k16_bf16, float, 2)
 WPK_MMA(mma_m16n8k32_s8, int, 3)
 #undef WPK_MMA
 
+#if __CUDA_ARCH__ >= 900
+#include "wpk_hopper.cuh"
+#endif
+
 // ---- how the runtime calls a kernel: each value of `arguments` points at one argument ----
 
 template <class... A> struct wpk_call {
