@@ -66,7 +66,7 @@ class Portfolio:
     def ask(self, n: int) -> list[Config]:
         """``n`` configs, none asked or told before; fewer when the space is used up."""
         asked: list[Config] = []
-        while self._queue and len(asked) < n:
+        while self._queue and len(asked) < self._given(n):
             self._admit(asked, self._queue.pop(0), "first")
         shares = self._shares(n - len(asked))
         for arm in (*shares, "rl", "genetic"):
@@ -97,6 +97,19 @@ class Portfolio:
     def expected_gain(self, seconds: float = inf) -> float:
         """See :meth:`wpk.search.rl.Reinforced.expected_gain`; infinity while given configs are left to try."""
         return inf if self._queue else self._learner.expected_gain(seconds)
+
+    def _given(self, n: int) -> int:
+        """How many of the next ``n`` are given configs: all of them, or, beside a trained policy's own, half; the default first.
+
+        The policy says which are tried first.
+        """
+        opinion = self._learner.opinion(self._queue[1:] if not self._asked else self._queue)
+        if opinion is None:
+            return n
+        start = len(self._queue) - len(opinion)
+        order = sorted(range(len(opinion)), key=lambda i: -opinion[i])
+        self._queue = self._queue[:start] + [self._queue[start + i] for i in order]
+        return max(n // 2, 1)
 
     def _admit(self, asked: list[Config], config: Config, arm: str) -> None:
         key = config_key(config)

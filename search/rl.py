@@ -42,6 +42,8 @@ PENALTIES: Mapping[str, float] = {
 _SMALL = 500
 #: How flat the policy's draws are among which a batch is chosen; the last are as good as uniform.
 _HEATS = (1.0, 2.0, 100.0)
+#: Standard deviation, in nats, of what a trained policy says of a config before anything was measured.
+_UNSURE = 0.1
 #: Where fewer of the draws than this share are new, the policy is too sure of itself: its logits shrink by this factor.
 _NOVEL, _SHRINK = 0.5, 0.8
 
@@ -102,6 +104,7 @@ class Reinforced:
         self._history, self._learned = _History(), 0
         self._kinds: dict[str, str] = {}
         self._critic = Critic(space.knobs, self._choices.width)
+        self._trained = policy is not None
         self._tables = _tables(self._choices, workload, target, policy)
         self._actor = Actor(self._choices, self._tables.actor.copy(), self._tables.actor_pairs.copy())
         self._pairs = earlier(len(space.knobs), self._choices.width)
@@ -141,6 +144,12 @@ class Reinforced:
         mean, _ = self._critic.predict(walks, self._opinion(walks))
         return [float(-m) for m in mean]
 
+    def opinion(self, configs: Sequence[Config]) -> list[float] | None:
+        """What the trained policy thinks configs are worth, in nats; None without one."""
+        if not self._trained or not configs:
+            return None
+        return [float(x) for x in self._opinion(self._choices.encode(configs))]
+
     def expected_gain(self, seconds: float = inf) -> float:
         """The share of the best time, or of ``seconds`` if less, that one more config is expected to save; infinity: unknown.
 
@@ -170,7 +179,8 @@ class Reinforced:
 
     def _proposals(self, n: int) -> list[Config]:
         pool = self._pool(self._rng)
-        ranked = self._ranked(pool, n) if self._ready() or self._screen is not None else list(range(len(pool)))
+        informed = self._ready() or self._trained or self._screen is not None
+        ranked = self._ranked(pool, n) if informed else list(range(len(pool)))
         asked = [c for i in ranked[:n] if self._fresh(c := pool[i])]
         while len(asked) < n and (config := self._leftover()) is not None:
             asked.append(config)
@@ -202,7 +212,7 @@ class Reinforced:
 
     def _promise(self, pool: Sequence[Config]) -> tuple[Array, Array, Ints]:
         walks = self._choices.encode(pool)
-        mean, deviation = np.zeros(len(pool)), np.zeros(len(pool))
+        mean, deviation = self._opinion(walks), np.full(len(pool), _UNSURE)
         if self._ready():
             mean, deviation = self._critic.predict(walks, self._opinion(walks))
         if self._screen is not None:
