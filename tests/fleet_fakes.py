@@ -6,6 +6,7 @@ it says of itself.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -20,11 +21,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "unit")]
 
+import dask  # noqa: E402
 from tuning_fakes import TARGET, VERSIONS, answer, seconds  # noqa: E402
 
 from wpk.fleet.security import Tls  # noqa: E402
 from wpk.fleet.wire import Data, Facts, built_data, workload_from  # noqa: E402
-from wpk.fleet.worker import serve  # noqa: E402
+from wpk.fleet.worker import QUIET, _serve, serve  # noqa: E402
 from wpk.providers.protocol import Code  # noqa: E402
 
 FACTS = Facts("0.1", VERSIONS.compiler, dict(VERSIONS.providers), TARGET.fingerprint, "simulated")
@@ -118,8 +120,18 @@ def cluster(tls: Tls | None = None) -> Iterator[Cluster]:
 def main(arguments: list[str]) -> None:
     """A worker."""
     changes = {k: json.loads(v) for k, v in (a.split("=", 1) for a in arguments[2:])}
-    tls = Tls(*map(Path, changes.pop("tls")))
-    serve(arguments[0], SimBench(replace(FACTS, **changes), float(arguments[1])), tls=tls)
+    tls, count = Tls(*map(Path, changes.pop("tls"))), changes.pop("count", 1)
+    benches = [SimBench(replace(FACTS, **changes), float(arguments[1])) for _ in range(count)]
+    if count == 1:
+        serve(arguments[0], benches[0], tls=tls)
+    else:
+        asyncio.run(_several(arguments[0], benches, tls))
+
+
+async def _several(address: str, benches: Sequence[SimBench], tls: Tls) -> None:
+    """Many workers in one process: what they do is to sleep."""
+    with dask.config.set(QUIET):
+        await asyncio.gather(*(_serve(address, bench, 1, tls, 60.0, None) for bench in benches))
 
 
 if __name__ == "__main__":
