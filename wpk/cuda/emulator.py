@@ -75,8 +75,10 @@ OPTIONAL_FLAGS = ("-fno-extern-tls-init", "-ftrivial-auto-var-init=pattern", "-f
 #: ``__CUDA_ARCH__`` of a compute capability, and what the letter ``a`` adds.
 ARCHS = {"sm_80": (800, False), "sm_90": (900, False), "sm_90a": (900, True), "sm_100": (1000, False)}
 
-MAX_STATIC_SHARED = 48 << 10
+#: Bytes of shared memory a block may have, with opt-in.
+MAX_SHARED = {"sm_80": 166912, "sm_90": 232448, "sm_90a": 232448, "sm_100": 232448}
 MAX_THREADS = 1024
+DEFAULT_ARCH = "sm_90a"
 
 _PAGE = 4096
 _MUST_WRITE, _UNWRITTEN = 1, 2
@@ -132,12 +134,13 @@ def run(
     seconds. Raises EmulationError, and ToolchainError when there is no compiler.
     """
     host = host or default_host()
+    arch = arch or DEFAULT_ARCH
     for launch in source.launches:
-        _check_launch(launch)
+        _check_launch(launch, arch)
     for index, array in enumerate(args):
         if not array.flags.c_contiguous:
             raise ValueError(f"argument {index} is not C-contiguous")
-    program = build(source, host, arch or "sm_90a")
+    program = build(source, host, arch)
     sizes = [array.nbytes for array in args] + [source.workspace_bytes]
     flags = [_MUST_WRITE | _UNWRITTEN if i in outputs else 0 for i in range(len(args))] + [_UNWRITTEN]
     with tempfile.TemporaryFile(dir=_memory_folder()) as file:
@@ -150,10 +153,8 @@ def run(
         _read_back(file, args, offsets)
 
 
-def build(source: CudaSource, host: Host, arch: str = "sm_90a") -> Path:
+def build(source: CudaSource, host: Host, arch: str = DEFAULT_ARCH) -> Path:
     """The program that runs ``source``, from the cache when it is there. Raises EmulationError of kind ``compile``."""
-    if arch not in ARCHS:
-        raise ValueError(f"unknown compute capability {arch!r}: expected one of {', '.join(ARCHS)}")
     value, features = ARCHS[arch]
     symbols = sorted({launch.symbol for launch in source.launches})
     table = ", ".join(f'{{"{s}", wpk_launcher<{s}>::run}}' for s in symbols)
@@ -250,9 +251,14 @@ def _line_of(program: Path, pc: str) -> int | None:
     return int(lines[0]) if lines else None
 
 
-def _check_launch(launch: Launch) -> None:
+def _check_launch(launch: Launch, arch: str) -> None:
+    if arch not in ARCHS:
+        raise ValueError(f"unknown compute capability {arch!r}: expected one of {', '.join(ARCHS)}")
     if not 1 <= launch.threads <= MAX_THREADS:
         raise EmulationError("launch", f"{launch.symbol}: {launch.threads} threads a block; at most {MAX_THREADS}")
+    if launch.shared_bytes > MAX_SHARED[arch]:
+        limit = f"{arch} has {MAX_SHARED[arch]}"
+        raise EmulationError("launch", f"{launch.symbol}: {launch.shared_bytes} bytes of shared memory; {limit}")
     if launch.cluster != (1, 1, 1):
         raise EmulationError("limit", f"{launch.symbol}: clusters are not emulated")
     if min(launch.grid) < 1:

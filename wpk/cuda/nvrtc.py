@@ -83,7 +83,7 @@ def compile(text: str, arch: str) -> Compiled:
         cubin = _text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return Compiled(cubin, log.strip("\0"), parse_resources(log))
+    return Compiled(cubin, _without_times(log), parse_resources(log))
 
 
 def compile_cached(text: str, arch: str, folder: Path) -> Compiled:
@@ -154,6 +154,10 @@ def parse_resources(log: str) -> dict[str, Resources]:
                 _number(r"(\d+) bytes spill stores", properties) + _number(r"(\d+) bytes spill loads", properties),
             )  # fmt: skip
     return found
+
+
+def _without_times(log: str) -> str:
+    return "\n".join(line for line in log.strip("\0").splitlines() if "Compile time" not in line)
 
 
 def _number(pattern: str, text: str) -> int:

@@ -100,9 +100,11 @@ void acquire_from(const Seen &from) {
 
 // ---- barriers of a block or part of it; number 0 is __syncthreads ----
 
+struct Votes { int count, all, any; };
 struct Barrier {
   unsigned expected, arrived;
-  int line, count, all, any;
+  int line;
+  Votes votes, result;  // of the phase under way, and of the last that ended
   Fiber *waiting[MAX_THREADS], *met[MAX_THREADS];
   int sleepers;
 };
@@ -113,17 +115,18 @@ static void finish(Barrier &barrier) {
   else join_threads(barrier.met, barrier.arrived, false);
   for (int i = 0; i < barrier.sleepers; i++) wake(*barrier.waiting[i]);
   barrier.arrived = barrier.sleepers = 0;
+  barrier.result = barrier.votes;
 }
 
 static void arrive(Barrier &barrier, unsigned expected, int predicate, int line) {
   settle();
-  if (!barrier.arrived) barrier.expected = expected, barrier.line = line, barrier.count = barrier.any = 0, barrier.all = 1;
+  if (!barrier.arrived) barrier.expected = expected, barrier.line = line, barrier.votes = {0, 1, 0};
   if (barrier.expected != expected)
     fail("barrier", nullptr, line, "%u threads expected here, %u at line %d", expected, barrier.expected, barrier.line);
   barrier.met[barrier.arrived++] = self;
-  barrier.count += predicate != 0;
-  barrier.any |= predicate != 0;
-  barrier.all &= predicate != 0;
+  barrier.votes.count += predicate != 0;
+  barrier.votes.any |= predicate != 0;
+  barrier.votes.all &= predicate != 0;
 }
 
 static void cross(Barrier &barrier, const char *name, int line) {
@@ -133,13 +136,13 @@ static void cross(Barrier &barrier, const char *name, int line) {
 }
 
 // a block's barrier must be met by all its threads, at one place: hardware forgives exited threads, generated code never needs it
-static Barrier &meet_block(int predicate, const char *name, int line) {
+static const Votes &meet_block(int predicate, const char *name, int line) {
   Barrier &barrier = barriers[0];
   if (barrier.arrived && barrier.line != line)
     fail("barrier", nullptr, line, "threads of the block meet at different barriers: lines %d and %d", barrier.line, line);
   arrive(barrier, block.threads, predicate, line);
   cross(barrier, name, line);
-  return barrier;
+  return barrier.result;
 }
 
 }  // namespace simt

@@ -73,7 +73,7 @@ extern "C" void simt_switch(void **from, void *to);
 
 namespace simt {
 
-constexpr size_t STACK = 256 << 10, GUARD = 64 << 10;
+constexpr size_t STACK = 256 << 10, GUARD = 512 << 10;  // a thread has at most 512 KB of local memory
 
 Fiber fibers[MAX_THREADS];
 Fiber *self;
@@ -179,7 +179,26 @@ static bool wake_those_who_poll() {
   return any;
 }
 
+struct Meeting {
+  uint32_t mask, arrived;
+  const char *what;
+  int line;
+  void *brought[LANES];
+};
+static Meeting meetings[MAX_WARPS][LANES];  // by the lowest lane of the mask
+
+static void report_lanes() {
+  for (unsigned warp = 0; warp < block.warps; warp++)
+    for (const Meeting &meeting : meetings[warp]) {
+      if (!meeting.arrived) continue;
+      self = &fibers[warp * LANES + __builtin_ctz(meeting.arrived)];
+      fail("divergence", nullptr, meeting.line, "lanes %08x of warp %u wait in %s for lanes %08x", meeting.arrived, warp,
+           meeting.what, meeting.mask & ~meeting.arrived);
+    }
+}
+
 static void report_stuck() {
+  report_lanes();
   const Fiber *waiting = nullptr;
   unsigned exited = 0, blocked = 0, beside = 0;
   for (unsigned i = 0; i < block.threads; i++) {
@@ -241,14 +260,6 @@ void run_grid(Kernel kernel, void **arguments, Dim grid, Dim size, uint32_t shar
 }
 
 // ---- rendezvous of lanes ----
-
-struct Meeting {
-  uint32_t mask, arrived;
-  const char *what;
-  int line;
-  void *brought[LANES];
-};
-static Meeting meetings[MAX_WARPS][LANES];  // by the lowest lane of the mask
 
 static void check_meeting(const Meeting &meeting, const char *what, uint32_t mask, int line) {
   if (meeting.mask == mask && !strcmp(meeting.what, what) && meeting.line == line) return;
