@@ -19,7 +19,7 @@ from wpk.search.knobs import Knob, Ordered
 #: Variance of the prior on the logarithms of relevances, and the logarithm of their usual sum over knobs.
 _LOOSE, _USUAL = 1.0, 0.7
 #: Variance of the weight that an opinion deserves, around 1.
-_DOUBT = 0.25
+_DOUBT = 1.0
 #: Bounds of the noise variance relative to the signal's.
 _NOISE = (1e-4, 0.5)
 _RATE = 0.25

@@ -203,7 +203,7 @@ class Reinforced:
         mean, deviation, walks = self._promise(pool)
         chosen: list[int] = []
         while len(chosen) < min(n, len(pool)):
-            free = self._rng.random() < self._options.free
+            free = self._rng.random() < (self._options.free if self._ready() else 0.5)
             merit = np.arange(len(pool), 0, -1.0) if free else mean + self._options.optimism * deviation
             merit[chosen] = -np.inf
             chosen.append(int(np.argmax(merit)))

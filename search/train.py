@@ -43,7 +43,7 @@ class TrainOptions:
     ``blur`` of the task's features keep the network from learning tasks by heart; a ``blind`` share of steps sees no task.
     """
 
-    steps: int = 3000
+    steps: int = 4000
     rate: float = 3e-3
     batch: int = 96
     heat: float = 0.1

@@ -22,7 +22,7 @@ from wpk.search.choices import Choices
 from wpk.search.critic import Critic
 from wpk.search.features import TASK, TOKEN, arithmetic, task_features, token_features, traffic
 from wpk.search.knobs import Choice, Ordered
-from wpk.search.policy import Actor, Policy, backward, earlier, initial, load_policy, one_hot
+from wpk.search.policy import Actor, Policy, backward, earlier, initial, load_policy, one_hot, shipped_policy
 from wpk.search.randomly import Randomly
 from wpk.search.rl import Reinforced, RlOptions, train_policy
 from wpk.search.space import Config, Space
@@ -338,3 +338,12 @@ def test_nothing_to_learn_from_is_an_error() -> None:
     space = Space((Choice("a", ("x", "y"), "x"),))
     with pytest.raises(ValueError, match="two measured configs"):
         train_policy([Lesson(space, product(1, 1, 1), TARGET, (({"a": "x"}, 1.0), ({"a": "y"}, inf)))])
+
+
+def test_the_shipped_policy_is_small_and_fits_this_version() -> None:
+    policy = shipped_policy()
+    assert policy is not None
+    assert sum(v.size for v in policy.parameters.values()) * 4 < 500_000
+    space, _ = kernel_like()
+    tables = policy.tables(task_features(product(64, 64, 64), TARGET), token_features(space, 16))
+    assert all(np.isfinite(t).all() for t in (tables.actor, tables.actor_pairs, tables.critic, tables.critic_pairs))
