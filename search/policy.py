@@ -142,9 +142,9 @@ def load_policy(path: Path) -> Policy:
 def shipped_policy() -> Policy | None:
     """The policy that comes with wpk; None where there is none.
 
-    It was trained by :func:`wpk.search.train.train_policy`, seed 0, on the recorded spaces of the tests and on the logs from which
-    the shipped ones were distilled (about 400 tasks of nine models on Zen 5). A comparison of strategies on those spaces must
-    not use it: there, policies are trained with the compared task left out.
+    It was trained by :func:`wpk.search.train.train_policy`, seed 0, on the recorded spaces of the tests and on the logs from
+    which the shipped ones were distilled (about 400 tasks of nine models on Zen 5). A comparison of strategies on those spaces
+    must not use it: there, policies are trained with the compared task left out.
     """
     path = Path(str(files("wpk.configs"))) / "policy" / "policy.npz"
     return load_policy(path) if path.exists() else None
