@@ -249,29 +249,46 @@ def space(s: Shape, target: Target) -> Space:
 
 
 def first_configs(s: Shape, target: Target, base: Config, blocks: tuple[int, ...]) -> tuple[Config, ...]:
-    """Analytic first guesses, for each m.
+    """Analytic first guesses, those of the m that should be faster first. See :func:`guesses`."""
+    sizes = (4, 2) if s.kh == 3 else (2,)
+    by_m = {m: guesses(s, target, {**base, "m": m}, blocks) for m in sizes}
+    return tuple(c for m in sorted(sizes, key=lambda m: roof(s, m)) for c in by_m[m])
 
-    Blocks of tiles for which V fills half of L2, when there are enough for all threads; three phases over all tiles; all
-    tiles in one block, parallel over channels.
+
+#: Multiply-adds, as FLOP, in the time a byte comes from memory: about ten on CPUs with wide vectors.
+_BALANCE = 10.0
+
+
+def roof(s: Shape, m: int) -> float:
+    """The product's time, in FLOP: of its arithmetic, or of reading its weights from memory, whichever is more.
+
+    A larger m does less arithmetic but reads more weights, (m + r - 1)² for each pair of channels: with few tiles it loses.
     """
+    weights = (m + s.kh - 1) ** 2 * s.k * s.cg
+    return max(2.0 * weights * tiles(s, m), _BALANCE * 4 * weights)
+
+
+def guesses(s: Shape, target: Target, base: Config, blocks: tuple[int, ...]) -> list[Config]:
+    """For one m. Where there are enough tiles for all threads: blocks of tiles for which V fills half of L2. Three phases over
+    all tiles, with the register tile that leaves no remainder first. All tiles in one block, parallel over channels."""
+    m = int(base["m"])
+    a, total = (m + s.kh - 1) ** 2, tiles(s, m)
+    wide: Config = {**base, "tile_t": _tile(total), "input": "root"}
+    small = max((b for b in blocks if b <= min(total, 16)), default=min(blocks))
+    chunk = 8 if s.kb >= 8 else _chunks(s)[-1]
     found: list[Config] = []
-    for m in (4, 2) if s.kh == 3 else (2,):
-        a, total = (m + s.kh - 1) ** 2, tiles(s, m)
-        room = max(target.l2 // (2 * 4 * a * s.c), 4)
-        jobs = [b for b in blocks if b <= min(room, max(total // target.threads, 1))]
-        if jobs:
-            block = max(jobs, key=lambda b: (total % b == 0, b))
-            found.append({**base, "m": m, "block": block, "tile_t": _tile(block)})
-        wide: Config = {**base, "m": m, "tile_t": _tile(total), "input": "root"}
-        small = max((b for b in blocks if b <= min(total, 16)), default=min(blocks))
-        phases: Config = {**wide, "parallel": "points", "block": small, "prefetch": PANEL}
-        for most, tile_k in ((14, 2), (8, 3)):  # the widest tiles that the registers hold
-            tile = min(_tile(total, most), small)
-            found.append({**phases, "tile_t": tile, "tile_k": min(tile_k, s.kb), "chunk": 8 if s.kb >= 8 else _chunks(s)[-1]})
-        found.append(
-            {**wide, "parallel": "both", "block": max((b for b in blocks if b <= total), default=min(blocks))}
-        )
-    return tuple(found)
+    for most, tile_k in ((14, 2), (8, 3)):  # the widest tiles that the registers hold
+        tile = min(_tile(total, most), small)
+        phases: Config = {"parallel": "points", "block": small, "prefetch": PANEL, "chunk": chunk}
+        found.append({**wide, **phases, "tile_t": tile, "tile_k": min(tile_k, s.kb)})
+    found.sort(key=lambda c: total % int(c["tile_t"]) != 0)
+    room = max(target.l2 // (2 * 4 * a * s.c), 4)
+    jobs = [b for b in blocks if b <= min(room, max(total // target.threads, 1))]
+    if jobs:
+        block = max(jobs, key=lambda b: (total % b == 0, b))
+        found.insert(1, {**base, "block": block, "tile_t": _tile(block)})
+    found.append({**wide, "parallel": "both", "block": max((b for b in blocks if b <= total), default=min(blocks))})
+    return found
 
 
 def _tile(count: int, most: int = 14) -> int:

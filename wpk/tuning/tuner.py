@@ -218,7 +218,7 @@ class _Tuner:
             for arm in group:
                 if self._late(max(reserve, self._options.reserve)):
                     break
-                if stop or arm.progress.best <= self._options.rival * self._to_beat(arm.task):
+                if stop or arm.progress.best <= _patience(arm, self._options.rival) * self._to_beat(arm.task):
                     wanted = [c for c in self._first_configs(arm)[:stop] if config_key(c) not in arm.known]
                     self._begin(arm, wanted)
                     while self._flight.full(self._slots):
@@ -236,7 +236,7 @@ class _Tuner:
             found = [arm.space.default(), *islice(arm.space.enumerate(), self._options.library_configs)]
             return list({config_key(c): c for c in found}.values())[: self._options.library_configs]
         known = self._experience.configs(self._tasks[arm.task].workload, arm.provider.name)
-        first = [c for c in (*known, arm.space.default(), *arm.space.first) if arm.space.valid(c)]
+        first = [c for c in (*known, *arm.space.first, arm.space.default()) if arm.space.valid(c)]
         return list({config_key(c): c for c in first}.values())[: max(self._options.batch // 2, 1)]
 
     def _search(self) -> bool:
@@ -475,6 +475,11 @@ def _rivals(tasks: Sequence[Task]) -> Mapping[int, tuple[int, ...]]:
         i: tuple(sorted({j for node in task.nodes for j in users[node]} - {i}))
         for i, task in enumerate(tasks)
     }
+
+
+def _patience(arm: Arm, rival: float) -> float:
+    """The factor behind the best at which an arm gets no more first configs: a guess of a kernel's says less than a library's."""
+    return rival if is_library(arm.provider.name) else 2 * rival
 
 
 def _work(task: Task) -> float:
