@@ -7,6 +7,8 @@ from cuda_texts import ADD, GEMM, LAST_BLOCK, NAMED, REDUCE, TRANSPOSE, Text
 from wpk.core.launch import CudaSource, Launch
 from wpk.cuda import emulator
 
+pytestmark = pytest.mark.skipif(not emulator.available(), reason="no C++ compiler")
+
 RNG = np.random.default_rng(3)
 SEEDS = (0, 1, 2)
 

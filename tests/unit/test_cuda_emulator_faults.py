@@ -20,6 +20,8 @@ from wpk.core.launch import CudaSource, Launch, TensorMap
 from wpk.cuda import emulator
 from wpk.cuda.emulator import EmulationError
 
+pytestmark = pytest.mark.skipif(not emulator.available(), reason="no C++ compiler")
+
 SEEDS = (0, 1, 2)
 
 

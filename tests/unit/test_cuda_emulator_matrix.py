@@ -6,6 +6,8 @@ from cuda_texts import LDMATRIX, PIPELINE, TMA_BOX, mma, wgmma
 
 from wpk.cuda import emulator
 
+pytestmark = pytest.mark.skipif(not emulator.available(), reason="no C++ compiler")
+
 
 def integers(*shape: int) -> np.ndarray:
     """Small whole numbers: every product and sum is exact in all of the formats."""

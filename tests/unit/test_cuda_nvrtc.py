@@ -23,6 +23,8 @@ from cuda_texts import (
 from wpk.core.errors import ToolchainError
 from wpk.cuda import nvrtc
 
+pytestmark = pytest.mark.skipif(not nvrtc.available(), reason="no NVRTC for this system")
+
 TEXTS = {
     "add": ADD, "transpose": TRANSPOSE, "reduce": REDUCE, "gemm": GEMM, "last block": LAST_BLOCK, "named": NAMED,
     "mma f16": mma("mma_m16n8k16_f16", "f16", "float", 16), "mma bf16": mma("mma_m16n8k16_bf16", "bf16", "float", 16),
@@ -99,7 +101,8 @@ def test_the_cache_holds_the_same_and_is_used(tmp_path: Path) -> None:
 def test_many_keep_their_order_and_their_errors(tmp_path: Path) -> None:
     broken = ADD.but("c[i] =", "d[i] =").text
     sources = [(ADD.text, "sm_80"), (broken, "sm_80"), (TRANSPOSE.text, "sm_90a")]
-    first, second, third = nvrtc.compile_many(sources, 2, tmp_path)
+    with nvrtc.open_pool(2) as pool:
+        first, second, third = nvrtc.compile_many(sources, pool, tmp_path)
     assert isinstance(second, nvrtc.CudaCompileError) and '"d" is undefined' in second.detail
     assert first == nvrtc.compile(*sources[0]) and third == nvrtc.compile(*sources[2])
 

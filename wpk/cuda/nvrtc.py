@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -99,20 +99,21 @@ def compile_cached(text: str, arch: str, folder: Path) -> Compiled:
     return compiled
 
 
-def compile_many(
-    sources: Sequence[tuple[str, str]], jobs: int, folder: Path | None = None
-) -> list[Compiled | CudaCompileError]:
-    """Compile (text, arch) pairs in ``jobs`` processes; results in order, a CudaCompileError where a source is refused.
+def open_pool(jobs: int) -> Executor:
+    """Processes to compile in: NVRTC compiles one program at a time in each, whatever its threads. Close it when done."""
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
-    Processes, for NVRTC compiles one program at a time in each. Raises ToolchainError.
+
+def compile_many(
+    sources: Sequence[tuple[str, str]], pool: Executor | None = None, folder: Path | None = None
+) -> list[Compiled | CudaCompileError]:
+    """Compile (text, arch) pairs, in the processes of ``pool`` or here; results in order, a CudaCompileError where a source
+    is refused. With ``folder``, as :func:`compile_cached`. Raises ToolchainError.
     """
     _bindings()
-    if jobs <= 1 or len(sources) <= 1:
-        return [_attempt(text, arch, folder) for text, arch in sources]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(sources)), mp_context=context) as pool:
-        texts, archs = zip(*sources, strict=True)
-        return list(pool.map(_attempt, texts, archs, [folder] * len(sources)))
+    texts, archs = [text for text, _ in sources], [arch for _, arch in sources]
+    each = map if pool is None else pool.map
+    return list(each(_attempt, texts, archs, [folder] * len(sources)))
 
 
 def cache_key(text: str, arch: str) -> str:

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <sys/resource.h>
 #include <unistd.h>
 
 struct Entry { const char *symbol; simt::Kernel kernel; };
@@ -31,6 +32,20 @@ namespace simt {
 
 static void crash(int, siginfo_t *info, void *) {
   fail("crash", nullptr, self ? self->line : 0, "the kernel touched %p, or ran out of stack", info->si_addr);
+}
+
+static rlim_t cpu_seconds;
+static void out_of_time(int) { fail("timeout", nullptr, 0, "the kernel ran for more than %d s", (int)cpu_seconds); }
+
+// CPU time: the machine may be busy, and the process stopped for a while
+static void limit_time(rlim_t seconds) {
+  cpu_seconds = seconds;
+  rlimit limit = {seconds, seconds + 5};
+  setrlimit(RLIMIT_CPU, &limit);
+  struct sigaction action = {};
+  action.sa_handler = out_of_time;
+  action.sa_flags = SA_ONSTACK;
+  sigaction(SIGXCPU, &action, nullptr);
 }
 
 static void catch_crashes() {
@@ -96,15 +111,16 @@ static void launch(const char *text) {
 
 }  // namespace simt
 
-// FD SEED {a OFFSET,BYTES,FLAGS}... {m ARGUMENT,OFFSET,ELEMENT,RANK,SWIZZLE,SIZES,STRIDES,BOX}... {l SYMBOL,GRID,BLOCK,SHARED}...
+// FD SECONDS SEED {a OFFSET,BYTES,FLAGS}... {m ARGUMENT,OFFSET,ELEMENT,RANK,SWIZZLE,SIZES,STRIDES,BOX}... {l SYMBOL,GRID,BLOCK,SHARED}...
 int main(int count, char **words) {
   using namespace simt;
-  if (count < 3) return 5;
+  if (count < 4) return 5;
   int fd = atoi(words[1]);
-  random_state = strtoull(words[2], nullptr, 10) * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull;
+  random_state = strtoull(words[3], nullptr, 10) * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull;
   catch_crashes();
+  limit_time(strtoul(words[2], nullptr, 10));
   start_memory();
-  for (int i = 3; i + 1 < count; i += 2) {
+  for (int i = 4; i + 1 < count; i += 2) {
     if (words[i][0] == 'a') add_argument(fd, words[i + 1]);
     if (words[i][0] == 'm') add_map(words[i + 1]);
     if (words[i][0] == 'l') launch(words[i + 1]);

@@ -30,7 +30,7 @@ simt_switch:
   ret
 .size simt_switch, .-simt_switch
 )");
-constexpr int SAVED_WORDS = 7, RETURN_WORD = 6;
+constexpr int SAVED_WORDS = 7, RETURN_WORD = 6, WORDS_ABOVE = 3;  // aligned as behind a call
 #elif defined(__aarch64__)
 asm(R"(
 .text
@@ -65,7 +65,7 @@ simt_switch:
   ret
 .size simt_switch, .-simt_switch
 )");
-constexpr int SAVED_WORDS = 20, RETURN_WORD = 11;
+constexpr int SAVED_WORDS = 20, RETURN_WORD = 11, WORDS_ABOVE = 4;
 #else
 #error "the emulator switches fibers on x86-64 and aarch64 only"
 #endif
@@ -105,7 +105,7 @@ static void enter() {
 
 static void prepare(Fiber &fiber, unsigned id) {
   char *top = stacks + (id + 1) * (STACK + GUARD);
-  void **frame = (void **)top - SAVED_WORDS - 3;  // the stack is aligned as after a call
+  void **frame = (void **)top - SAVED_WORDS - WORDS_ABOVE;
   memset(frame, 0, SAVED_WORDS * sizeof(void *));
   frame[RETURN_WORD] = (void *)enter;
   fiber.stack_pointer = frame;
