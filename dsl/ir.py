@@ -12,6 +12,14 @@ Buffers are row-major; layouts and packing are shapes. Scopes say where a buffer
     shared    workspace that all threads see; survives from one parallel loop to the next
     thread    workspace of one thread (cache resident); dead when the parallel iteration ends
     register  named C variables: after unrolling every index but a vector lane is a constant
+    block     shared memory of a GPU block: made by all its threads together, read by all of them
+    fragment  a tile in the tensor-core registers of a warp, touched by instructions only
+
+On a GPU the scopes ``thread`` and ``register`` belong to one thread and ``shared`` is device memory. Loops are bound to
+the device by their kind: ``block.x`` (``y``, ``z``) iterations are blocks, ``thread`` iterations the threads of a block
+(``threadIdx.x``), ``warp`` iterations its warps. A loop over threads *inside* another one is collective: the sequential
+meaning runs it once for each iteration outside, the block's threads run it once together. So its body may use neither
+the outer thread's variable nor its registers, and what it makes is the same for all (:mod:`wpk.dsl.verify` sees to it).
 """
 
 from __future__ import annotations
@@ -19,8 +27,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Scope = Literal["global", "shared", "thread", "register"]
-LoopKind = Literal["serial", "parallel", "unroll", "vector"]
+Scope = Literal["global", "shared", "thread", "register", "block", "fragment"]
+LoopKind = Literal["serial", "parallel", "unroll", "vector", "block.x", "block.y", "block.z", "thread", "warp"]
+
+#: loops over the blocks of a grid, and over what runs inside a block
+BLOCK_KINDS = ("block.x", "block.y", "block.z")
+THREAD_KINDS = ("thread", "warp")
 
 #: floor division and modulo; comparisons and and/or give bool
 BINARY_OPS = ("+", "-", "*", "/", "//", "%", "min", "max", "pow", "<", "<=", "==", "and", "or")
@@ -162,7 +174,8 @@ class For:
     """``for var in start..stop-1``. Extents of unroll and vector loops are constants.
 
     ``vector``: the body's innermost work runs as lanes; ``stop - start`` is the number of lanes. ``parallel``: iterations
-    are divided among threads in chunks of ``grain``; parallel loops are outermost (after Allocs) and never nest.
+    are divided among threads in chunks of ``grain``; parallel loops are outermost (after Allocs) and never nest. The
+    ``grain`` of a block loop is the number of blocks that one multiprocessor shall have room for (registers are cut to fit).
     """
 
     var: str
@@ -193,7 +206,7 @@ class If:
 
 @dataclass(frozen=True, slots=True)
 class Alloc:
-    """``buffer`` (shared, thread or register, or a constant table) exists inside ``body``; its content starts undefined."""
+    """``buffer`` (of any scope but global, or a constant table) exists inside ``body``; its content starts undefined."""
 
     buffer: Buffer
     body: tuple[Stmt, ...]

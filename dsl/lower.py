@@ -15,8 +15,11 @@ from itertools import pairwise
 from wpk.dsl import affine
 from wpk.dsl.affine import Linear, linear
 from wpk.dsl.algorithm import Stage
+from wpk.dsl.barriers import with_barriers
 from wpk.dsl.instr import find
 from wpk.dsl.ir import (
+    BLOCK_KINDS,
+    THREAD_KINDS,
     Alloc,
     Binary,
     Buffer,
@@ -79,6 +82,7 @@ class _Lowering:
         self.ranges: dict[str, tuple[int, int]] = {}
         self.bases: dict[str, dict[str, Expr]] = {}
         self.parallel = False
+        self.threads: set[str] = set()  # variables of the loops over threads and warps around
         self.loads = {t.name: affine.loads(t.value) for t in scheduled.algorithm.stages}
 
     # --- root -------------------------------------------------------------------------------------------------------
@@ -161,23 +165,26 @@ class _Lowering:
 
     def _segment(self, walk: _Walk, order: tuple[str, ...], first: int, end: int, init: bool) -> Body:
         loop, kind, extent = order[0], walk.nest.kind(order[0]), end - first
-        if extent == 1:
+        if extent == 1 and kind not in THREAD_KINDS:
             walk.env[loop] = Const(first)
             body = self._inside(walk, order, init)
             del walk.env[loop]
             return body
         var = f"{walk.stage.name}_{loop}"
-        outside, self.parallel = self.parallel, self.parallel or kind == "parallel"
+        outside, self.parallel = self.parallel, self.parallel or kind == "parallel" or kind in BLOCK_KINDS
+        if kind in THREAD_KINDS:
+            self.threads.add(var)
         with self._ranged(var, first, end):
             walk.env[loop] = Var(var)
             body = self._inside(walk, order, init)
             del walk.env[loop]
         self.parallel = outside
+        self.threads.discard(var)
         if kind == "vector" and (len(order) > 1 or extent & (extent - 1)):
             if len(order) > 1:
                 raise ScheduleError(f"vectorize {walk.stage.name}.{loop}: not the innermost loop")
             kind = "serial"
-        grain = walk.nest.grain if kind == "parallel" else 1
+        grain = walk.nest.grain if kind == "parallel" or kind in BLOCK_KINDS else 1
         done = (For(var, Const(first), Const(end), kind, body, grain),)
         target = self.s.instructions.get(walk.stage.name)
         if target and target[0] == loop and not init:
@@ -328,11 +335,24 @@ class _Lowering:
             if found:
                 full = _full_box(self.stages[name])
                 found |= {a: full[a] for a in self.s.placement(name).whole}
+                if self.s.placement(name).scope == "block":
+                    found = self._for_all_threads(name, found)
                 reduce = self.stages[name].reduce
                 over: Box = {a.name: (ZERO, a.extent) for a in reduce.axes} if reduce else {}
                 boxes[name] = {**found, **over}
         names = {n: {a.name for a in self.stages[n].axes} for n in boxes}
         return {n: {a: r for a, r in box.items() if a in names[n]} for n, box in boxes.items()}
+
+    def _for_all_threads(self, name: str, box: Box) -> Box:
+        """What all threads of a block read, from what one of them does."""
+        if not self.threads:
+            return box
+        full = {a.name: a.extent for a in self.stages[name].axes}
+        wide: Box = {}
+        for axis, (first, count) in box.items():
+            base, reach = _bounds(linear(first, self.ranges), self.threads, self.ranges)
+            wide[axis] = self._clamp(base, count + reach - 1, full[axis])
+        return wide
 
     def _runs_inside(self, name: str, ancestor: str) -> bool:
         at = self.s.placement(name).at
@@ -518,7 +538,7 @@ def lower(scheduled: Scheduled, name: str | None = None) -> Kernel:
     body = _Lowering(scheduled).body()
     for table in reversed(algorithm.tables):
         body = (Alloc(table, body),)
-    return Kernel(name or algorithm.name, algorithm.params, body)
+    return with_barriers(Kernel(name or algorithm.name, algorithm.params, body))
 
 
 __all__ = ["lower"]

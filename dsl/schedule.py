@@ -14,7 +14,7 @@ from typing import Literal
 from wpk.core.errors import InvalidConfig
 from wpk.dsl.affine import loads, substitute
 from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
-from wpk.dsl.ir import Binary, Cast, Expr, Load, LoopKind, Scope, Select, Unary
+from wpk.dsl.ir import BLOCK_KINDS, Binary, Cast, Expr, Load, LoopKind, Scope, Select, Unary
 
 Tail = Literal["cut", "shift", "guard"]
 
@@ -342,6 +342,36 @@ class Parallel(_Mark):
 
 
 @dataclass(frozen=True)
+class Bind(_Mark):
+    """Give a loop's iterations to the blocks (``block.x``, ``block.y``, ``block.z``), threads or warps of a GPU.
+
+        for i in 0..n: S(i)     →     i = blockIdx.x: S(i)          i = threadIdx.x: S(i)          i = threadIdx.x / 32: S(i)
+
+    A block has as many threads as its largest thread loop (32 times that for warps); smaller ones leave threads idle.
+    Threads have one dimension: fuse what is to be bound. ``min_blocks`` (of a block loop) asks the compiler for registers
+    few enough that so many blocks fit a multiprocessor. A reduction is bound after RFactor, its parts summed in order.
+    Halide ``gpu_blocks``/``gpu_threads``, TVM ``bind``.
+    """
+
+    kind: LoopKind
+    min_blocks: int = 1
+
+    def apply(self, s: Scheduled) -> Scheduled:
+        where = f"bind {self.stage}.{self.loop} to {self.kind}"
+        _require(self.kind in (*BLOCK_KINDS, "thread", "warp"), f"{where}: expected blocks, thread or warp")
+        _require(self.loop not in _reduction_loops(s, self.stage), f"{where}: carries a reduction")
+        is_block = self.kind in BLOCK_KINDS
+        _require(
+            not is_block or s.placement(self.stage).at is None,
+            f"{where}: the stage is computed inside another",
+        )
+        taken = {n for n, k in s.nest(self.stage).kinds if k == self.kind} - {self.loop}
+        _require(not taken, f"{where}: so is {taken}; fuse them")
+        _require(self.min_blocks == 1 or is_block, f"{where}: min_blocks belongs to a block loop")
+        return self.mark(s, self.kind, self.min_blocks)
+
+
+@dataclass(frozen=True)
 class Segment:
     """Run a loop in pieces that meet at ``points`` (negative: from the end); what a piece's range decides folds away in it.
 
@@ -392,8 +422,8 @@ class ComputeAt:
         _require(
             self.stage != self.consumer and not _inside(s, self.consumer, self.stage), f"{where}: a cycle"
         )
-        parallel = any(k == "parallel" for _, k in s.nest(self.stage).kinds)
-        _require(not parallel, f"{where}: the stage has a parallel loop")
+        parallel = [k for _, k in s.nest(self.stage).kinds if k == "parallel" or k in BLOCK_KINDS]
+        _require(not parallel, f"{where}: the stage has a {' and '.join(parallel[:1])} loop")
         new = replace(s.placement(self.stage), at=(self.consumer, self.loop), scope=self.scope)
         return replace(s, placements={**s.placements, self.stage: new})
 
@@ -580,6 +610,7 @@ Step = (
     | Vectorize
     | Tensorize
     | Parallel
+    | Bind
     | Segment
     | ComputeAt
     | StoreAs
@@ -599,6 +630,6 @@ def schedule(algorithm: Algorithm, steps: Iterable[Step]) -> Scheduled:
 
 
 __all__ = [
-    "CacheRead", "ComputeAt", "Fuse", "Inline", "Nest", "Parallel", "Placement", "Prefetch", "RFactor", "Reorder",
+    "Bind", "CacheRead", "ComputeAt", "Fuse", "Inline", "Nest", "Parallel", "Placement", "Prefetch", "RFactor", "Reorder",
     "ScheduleError", "Scheduled", "Segment", "Split", "Step", "StoreAs", "Tensorize", "Unroll", "Vectorize", "schedule",
 ]  # fmt: skip

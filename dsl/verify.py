@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import prod
 
 from wpk.core.errors import InternalError
@@ -12,7 +12,9 @@ from wpk.dsl.affine import linear
 from wpk.dsl.instr import expand
 from wpk.dsl.ir import (
     BINARY_OPS,
+    BLOCK_KINDS,
     REDUCE_OPS,
+    THREAD_KINDS,
     UNARY_OPS,
     Alloc,
     Barrier,
@@ -34,9 +36,13 @@ from wpk.dsl.ir import (
     Var,
 )
 
+#: threads of a block
+MAX_THREADS = 1024
+
 _COMPARISONS = ("<", "<=", "==")
-_KINDS = ("serial", "parallel", "unroll", "vector")
-_SCOPES = ("global", "shared", "thread", "register")
+_KINDS = ("serial", "parallel", "unroll", "vector", *BLOCK_KINDS, *THREAD_KINDS)
+_SCOPES = ("global", "shared", "thread", "register", "block", "fragment")
+_PRIVATE = ("thread", "register", "fragment")
 
 
 def verify(kernel: Kernel) -> None:
@@ -45,7 +51,8 @@ def verify(kernel: Kernel) -> None:
     names are defined before use and hide nothing; index counts match; operators, dtypes, scopes and instructions are
     known; inputs and constant tables are never stored to; parallel loops stand outermost, under Allocs of shared buffers or
     tables only; unroll and vector loops have constant bounds, vector loops a power of two of lanes; registers are indexed
-    by unrolled variables, and by a vector lane in the last dimension.
+    by unrolled variables, and by a vector lane in the last dimension. Block, thread and warp loops start at 0 and have constant
+    bounds; block loops are outermost; what runs inside a second loop over threads knows nothing of the first one's thread.
     """
     try:
         _Verifier().kernel(kernel)
@@ -61,6 +68,7 @@ class _Verifier:
         self.loops: dict[str, str] = {}  # variable -> kind; serial loops of one iteration count as unrolled
         self.private: set[str] = set()  # registers allocated inside the current vector loop
         self.outermost = True
+        self.foreign: set[str] = set()  # variables and buffers of an outer thread, which all threads together cannot know
 
     def kernel(self, kernel: Kernel) -> None:
         names = [p.name for p in kernel.params]
@@ -123,10 +131,16 @@ class _Verifier:
         self.index(loop.start)
         self.index(loop.stop)
         kind = self.kind(loop)
-        with self.inside():
-            self.loops[loop.var] = kind
+        foreign = set(self.foreign)
+        if kind in THREAD_KINDS:
+            self.foreign |= {v for v, k in self.loops.items() if k in THREAD_KINDS}
+            if self.foreign:
+                self.foreign |= {n for n, b in self.buffers.items() if b.scope in _PRIVATE and b.values is None}
+        self.loops[loop.var] = kind
+        with nullcontext() if kind in BLOCK_KINDS else self.inside():
             self.body(loop.body)
-            del self.loops[loop.var]
+        del self.loops[loop.var]
+        self.foreign = foreign
         if kind == "vector":
             self.private.clear()
 
@@ -136,8 +150,10 @@ class _Verifier:
             raise InternalError(f"loop {loop.var} has unknown kind {loop.kind}")
         start, stop = linear(loop.start, {}), linear(loop.stop, {})
         fixed = start.is_const and stop.is_const
-        if loop.kind == "parallel":
+        if loop.kind == "parallel" or loop.kind in BLOCK_KINDS:
             self.parallel(loop, fixed)
+        elif loop.kind in THREAD_KINDS:
+            self.threads(loop, fixed, stop.const)
         elif loop.kind == "serial":
             return "unroll" if fixed and stop.const - start.const <= 1 else "serial"
         elif not fixed and not self.unrolled(loop.start, loop.stop):
@@ -155,6 +171,14 @@ class _Verifier:
             raise InternalError(f"parallel loop {loop.var} is not outermost")
         if not fixed or loop.grain < 1:
             raise InternalError(f"parallel loop {loop.var} needs constant bounds and a grain of at least 1")
+        if loop.kind in BLOCK_KINDS and (linear(loop.start, {}).const != 0 or loop.kind in self.loops.values()):
+            raise InternalError(f"{loop.kind} loop {loop.var} does not start at 0, or is inside another one")
+
+    def threads(self, loop: For, fixed: bool, count: int) -> None:
+        if not fixed or linear(loop.start, {}).const != 0:
+            raise InternalError(f"{loop.kind} loop {loop.var} needs constant bounds from 0")
+        if count * (32 if loop.kind == "warp" else 1) > MAX_THREADS:
+            raise InternalError(f"{loop.kind} loop {loop.var} has {count} iterations: a block has {MAX_THREADS} threads")
 
     def unrolled(self, *exprs: Expr) -> bool:
         """Are all variables of the expressions unrolled?"""
@@ -170,7 +194,7 @@ class _Verifier:
         table = b.values is not None
         if b.scope == "global" and not table:
             raise InternalError(f"global buffer {b.name} is allocated; expected shared, thread or register")
-        if b.scope == "shared" and "parallel" in self.loops.values():
+        if b.scope == "shared" and not {"parallel", *BLOCK_KINDS, *THREAD_KINDS}.isdisjoint(self.loops.values()):
             raise InternalError(f"shared buffer {b.name} is allocated inside a parallel loop")
         if b.scope == "register" and "vector" in self.loops.values():
             self.private.add(b.name)
@@ -200,6 +224,8 @@ class _Verifier:
     def indices(self, name: str, indices: tuple[Expr, ...], hint: bool = False) -> None:
         if name not in self.buffers:
             raise InternalError(f"buffer {name} is used outside its scope")
+        if name in self.foreign:
+            raise InternalError(f"buffer {name} of one thread is used by all threads of the block together")
         b = self.buffers[name]
         if len(indices) != len(b.shape):
             raise InternalError(f"{name} has {len(b.shape)} dimensions, found {len(indices)} indices")
@@ -268,6 +294,8 @@ class _Verifier:
             case Var():
                 if e.name not in self.loops:
                     raise InternalError(f"variable {e.name} is used outside its loop")
+                if e.name in self.foreign:
+                    raise InternalError(f"variable {e.name} of one thread is used by all threads of the block together")
             case Load():
                 self.indices(e.buffer, e.indices)
             case Binary():

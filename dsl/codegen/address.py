@@ -43,6 +43,9 @@ Address = tuple[int, Terms, int | None]
 class Unit:
     """What all functions of one file share: helpers in dependency order, constant tables."""
 
+    #: how a table that is indexed at run time is declared
+    table_kind = "static const"
+
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
         self.helpers: dict[tuple[str, str, int], str] = {}
@@ -71,7 +74,7 @@ class Unit:
             texts = (
                 f"{'-' if v < 0 else ''}{float_literal(abs(v), buffer.dtype)}" if real else str(int(v)) for v in values
             )
-            self.table_lines.append(f"static const {ctype} {name}[{len(values)}] = {{{', '.join(texts)}}};")
+            self.table_lines.append(f"{self.table_kind} {ctype} {name}[{len(values)}] = {{{', '.join(texts)}}};")
             self.tables[key] = name
         return self.tables[key]
 
@@ -114,6 +117,9 @@ class Block:
 
 class Function(ABC):
     """The state of one C function as it is printed: blocks, loop variables, buffers in scope, the vector lane."""
+
+    #: C type of loop variables and index arithmetic
+    index_type = "int64_t"
 
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
@@ -349,7 +355,7 @@ class Function(ABC):
         if depth is None:
             return within(text, prec, ATOM)
         name = self.claim(f"i{self.number()}", depth)
-        self.declare(depth, f"const int64_t {name} = {text};")
+        self.declare(depth, f"const {self.index_type} {name} = {text};")
         self.blocks[depth].pointers.append(number)
         self.atom_names[number] = name
         return name

@@ -90,7 +90,7 @@ class Statements(Expressions):
     def _c_loop(self, loop: For, start: str, stop: str, span: tuple[int, int]) -> None:
         with self.at_place(id(loop)):
             name = self.claim(loop.var)
-            head = f"for (int64_t {name} = {start}; {name} < {stop}; ++{name})"
+            head = f"for ({self.index_type} {name} = {start}; {name} < {stop}; ++{name})"
             with self.block(head):
                 self.vars[loop.var] = name
                 self.depths[name] = len(self.blocks) - 1

@@ -1,0 +1,341 @@
+"""Statements of one ``__global__`` function: threads run scalar code; vector loops become wide loads and stores.
+
+A loop over threads is no loop: its variable is ``threadIdx.x``. Unrolled loops are printed with ``#pragma unroll`` and
+register buffers as arrays, which the compiler keeps in registers since every index is a constant after that. Indices are
+split: what outer loops give goes into a pointer that is made there, unrolled loops and constants into the subscript.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+from wpk.core.errors import InternalError
+from wpk.dsl.affine import linear
+from wpk.dsl.codegen.address import Binding, Terms, free_vars
+from wpk.dsl.codegen.cstmt import Statements
+from wpk.dsl.codegen.cstyle import ATOM, C_TYPES, COMPUTE, Val, within
+from wpk.dsl.codegen.cudaunit import CudaUnit, element_type
+from wpk.dsl.codegen.storage import Workspace
+from wpk.dsl.ir import (
+    BLOCK_KINDS,
+    THREAD_KINDS,
+    Alloc,
+    Barrier,
+    Binary,
+    Buffer,
+    Cast,
+    Expr,
+    For,
+    If,
+    Load,
+    Prefetch,
+    Select,
+    Stmt,
+    Store,
+    Unary,
+    Var,
+)  # fmt: skip
+
+_LOCAL = ("register", "thread")
+
+
+class CudaStatements(Statements):
+    """Prints the statements of one kernel; ``threads`` in a block, ``offsets`` of block buffers by ``id(Alloc)``."""
+
+    def __init__(self, unit: CudaUnit, threads: int, offsets: dict[int, int]) -> None:
+        super().__init__(unit, Workspace(), {})
+        self.cuda = unit
+        self.index_type = unit.index_type
+        self.threads, self.offsets = threads, offsets
+        self.grid = dict.fromkeys(BLOCK_KINDS, 1)
+        self.min_blocks = 1
+        self.inline: set[str] = set()
+        self.wide_loads: dict[int, str] = {}
+        self.stmts[Barrier] = lambda _: self.line("__syncthreads();")
+        self.used |= {"thread", "warp", "lane", "workspace", "wpk_shared"}
+
+    # -- loops ----------------------------------------------------------------------------------------------------------
+
+    def _for(self, loop: For) -> None:
+        if loop.kind in BLOCK_KINDS:
+            return self._blocks(loop)
+        if loop.kind in THREAD_KINDS:
+            return self._threads(loop)
+        if loop.kind == "unroll":
+            start, stop = self._constants(loop, linear(loop.start, self.ranges), linear(loop.stop, self.ranges))
+            if stop - start <= 1 or _reads_tables(loop.body, loop.var, self.bind):
+                return self._unroll(loop, start, stop)
+            self.line("#pragma unroll")
+            return self._c_loop(loop, str(start), str(stop), (start, stop - 1))
+        return super()._for(loop)
+
+    def _c_loop(self, loop: For, start: str, stop: str, span: tuple[int, int]) -> None:
+        if loop.kind == "serial":
+            self.line("#pragma unroll 1")
+            return super()._c_loop(loop, start, stop, span)
+        self.inline.add(loop.var)
+        super()._c_loop(loop, start, stop, span)
+        self.inline.discard(loop.var)
+
+    def _blocks(self, loop: For) -> None:
+        _, count = self._constants(loop, linear(loop.start, {}), linear(loop.stop, {}))
+        self.grid[loop.kind] = count
+        self.min_blocks = max(self.min_blocks, loop.grain)
+        name = self.claim(loop.var, 0)
+        self.declare(0, f"const {self.index_type} {name} = blockIdx.{loop.kind[-1]};")
+        self._bound(loop, name, count)
+
+    def _threads(self, loop: For) -> None:
+        _, count = self._constants(loop, linear(loop.start, {}), linear(loop.stop, {}))
+        name, size = ("thread", 1) if loop.kind == "thread" else ("warp", 32)
+        self._index_name(name)
+        with nullcontext() if count * size == self.threads else self.block(f"if ({name} < {count})"):
+            self._bound(loop, name, count)
+
+    def _index_name(self, name: str) -> None:
+        """Declare ``thread``, ``warp`` or ``lane``, once."""
+        if name not in self.depths:
+            self.depths[name] = 0
+            value = {"thread": "threadIdx.x", "warp": "threadIdx.x / 32", "lane": "threadIdx.x % 32"}[name]
+            self.declare(0, f"const {self.index_type} {name} = {value};")
+
+    def _bound(self, loop: For, name: str, count: int) -> None:
+        """The body, with the loop's variable held by something that the device gives."""
+        with self.at_place(id(loop)):
+            self.vars[loop.var] = name
+            self.depths.setdefault(name, 0)
+            self.ranges[loop.var] = self.wide[loop.var] = (0, count - 1)
+            self.body(loop.body)
+            del self.ranges[loop.var], self.wide[loop.var], self.vars[loop.var]
+
+    # -- places in memory -----------------------------------------------------------------------------------------------
+
+    def _binding(self, stmt: Alloc) -> Binding:
+        buffer, depth = stmt.buffer, len(self.blocks) - 1
+        if buffer.values is not None:
+            return Binding(buffer, buffer.name)
+        if buffer.scope == "block":
+            b = self.binding(buffer, self.claim(buffer.name, 0))
+            self.declare(0, f"{b.ctype} *{b.name} = ({b.ctype} *)(wpk_shared + {self.offsets[id(stmt)]});")
+            return b
+        if buffer.scope not in _LOCAL:
+            raise InternalError(f"{buffer.scope} buffer {buffer.name} is allocated inside a kernel")
+        names = self.blocks[-1].allocs.get((buffer, 0))
+        if names is None:
+            names = self.blocks[-1].allocs[buffer, 0] = [self.claim(buffer.name)]
+            b = self.binding(buffer, names[0], depth)
+            self.line(f"{b.ctype} {b.name}{f'[{b.size}]' if b.size > 1 else ''};")
+        return self.binding(buffer, names[0], depth)
+
+    def binding(self, buffer: Buffer, name: str, depth: int = 0) -> Binding:
+        """A binding with CUDA's name of the element type."""
+        b = Binding(buffer, name, depth)
+        b.ctype = b.ctype.replace(C_TYPES[buffer.dtype][0], element_type(buffer.dtype))
+        return b
+
+    def _place(self, b: Binding, const: int, terms: Terms) -> tuple[str, str]:
+        """A pointer and a subscript (both as text) of an element."""
+        if b.buffer.scope in _LOCAL and b.values is None:
+            return b.name, self.terms_text(const, terms)
+        inner = tuple(t for t in terms if self._is_inline(t[0]))
+        outer = tuple(t for t in terms if not self._is_inline(t[0]))
+        return self.pointer(b, outer), self.terms_text(const, inner)
+
+    def _is_inline(self, ref: str | int) -> bool:
+        if isinstance(ref, str):
+            return any(self.vars.get(v) == ref for v in self.inline)
+        return not self.inline.isdisjoint(free_vars(self.atom_list[ref]))
+
+    def _element(self, b: Binding, const: int, terms: Terms) -> str:
+        if b.buffer.scope in _LOCAL and b.size == 1:
+            return b.name
+        pointer, subscript = self._place(b, const, terms)
+        return f"{pointer}[{subscript}]"
+
+    # -- expressions ----------------------------------------------------------------------------------------------------
+
+    def _load(self, e: Load) -> Val:
+        if id(e) in self.wide_loads and self.fixed is not None:
+            return self.widen(Val(f"{self.wide_loads[id(e)]}.v[{self.fixed}]", ATOM, 0, self.buffer(e.buffer).buffer.dtype))
+        b = self.buffer(e.buffer)
+        const, terms, _ = self.address(e, b)
+        if b.values is not None:
+            if not terms:
+                return self._inside(b, const, b.constants)
+            b.name = self.unit.table(b.buffer)
+        return self.widen(Val(self._element(b, const, terms), ATOM, 0, b.buffer.dtype))
+
+    def widen(self, raw: Val) -> Val:
+        """An element as loaded, in the dtype it computes as."""
+        if raw.dtype not in COMPUTE:
+            return raw
+        return Val(f"to_float({raw.text})", ATOM, 0, COMPUTE[raw.dtype])
+
+    def narrow(self, v: Val, dtype: str) -> Val:
+        """A computed value as the element of storage that it is written to."""
+        if v.dtype == dtype:
+            return v
+        return Val(f"to_{C_TYPES[dtype][1]}({v})", ATOM, 0, dtype)
+
+    def _library(self, name: str, e: Expr, *args: Val) -> Val:
+        return self.call(name, args[0].dtype, *args)
+
+    def _double(self, e: Unary, a: Val) -> Val:
+        return self.call(e.op, a.dtype, a)
+
+    def _prefetch(self, stmt: Prefetch) -> None:
+        """Nothing: a GPU hides latency with other warps, and with copies under way."""
+
+    # -- wide loads and stores --------------------------------------------------------------------------------------------
+
+    def _vector(self, loop: For, start: int, stop: int) -> None:
+        lanes = stop - start
+        if lanes == 1 or not all(isinstance(s, Store | If) for s in loop.body) or loop.var in self.vars:
+            return self._unroll(loop, start, stop)
+        with self.at_place(id(loop)):
+            self.lane, self.lanes = loop.var, lanes
+            self.ranges[loop.var] = self.wide[loop.var] = (start, stop - 1)
+            self._lanes(loop.body)
+            self.lane, self.lanes = None, 0
+            del self.ranges[loop.var], self.wide[loop.var]
+
+    def _lanes(self, stmts: tuple[Stmt, ...]) -> None:
+        """Statements of a vector loop, each for all lanes."""
+        for stmt in stmts:
+            if isinstance(stmt, Store):
+                self._wide_store(stmt)
+            elif isinstance(stmt, If) and self._uniform(stmt.cond):
+                c = self._lane_zero(stmt.cond)
+                if c.const is None:
+                    with self.block(f"if ({c})"):
+                        self._lanes(stmt.body)
+                elif c.const:
+                    self._lanes(stmt.body)
+            else:
+                for k in range(self.lanes):
+                    with self.lane_fixed(k):
+                        self.body((stmt,))
+
+    def _lane_zero(self, cond: Expr) -> Val:
+        with self.lane_fixed(0):
+            return self.cond(cond)
+
+    def _wide_store(self, s: Store) -> None:
+        b = self.buffer(s.buffer)
+        outer, self.wide_loads = self.wide_loads, {}
+        self._load_wide(s.value, ())
+        at = None if s.op else self._wide_place(s, b)
+        if at is None:
+            for k in range(self.lanes):
+                with self.lane_fixed(k):
+                    self._store(s)
+        else:
+            dtype = b.buffer.dtype
+            if isinstance(s.value, Load) and id(s.value) in self.wide_loads and self.buffer(s.value.buffer).buffer.dtype == dtype:
+                value = self.wide_loads[id(s.value)]
+            else:
+                value = f"{self.cuda.vector(dtype, self.lanes)}{{{{{', '.join(self._lane_values(s.value, b))}}}}}"
+            self.line(f"*({self.cuda.vector(dtype, self.lanes)} *){at} = {value};")
+        self.wide_loads = outer
+
+    def _lane_values(self, value: Expr, b: Binding) -> Iterator[str]:
+        for k in range(self.lanes):
+            with self.lane_fixed(k):
+                v = self.convert(self.eval(value), b.dtype)
+                yield str(self.narrow(v, b.buffer.dtype) if b.buffer.dtype in COMPUTE else v)
+
+    def _load_wide(self, e: Expr, conditions: tuple[Expr, ...]) -> None:
+        """Load what the lanes find next to each other in memory at once, into a variable; where all ``conditions`` hold."""
+        match e:
+            case Load():
+                at = self._wide_place(e, self.buffer(e.buffer))
+                if at is not None:
+                    self.wide_loads[id(e)] = self._wide_load(self.buffer(e.buffer), at, conditions)
+            case Select():
+                if not self._uniform(e.cond):
+                    return
+                self._load_wide(e.a, (*conditions, e.cond))
+                self._load_wide(e.b, (*conditions, Unary("not", e.cond)))
+            case Binary():
+                self._load_wide(e.a, conditions)
+                self._load_wide(e.b, conditions)
+            case Unary() | Cast():
+                self._load_wide(e.a, conditions)
+
+    def _wide_load(self, b: Binding, at: str, conditions: tuple[Expr, ...]) -> str:
+        vector = self.cuda.vector(b.buffer.dtype, self.lanes)
+        known = [self._lane_zero(c) for c in conditions]
+        tests = " && ".join(within(str(c), c.prec, 5) for c in known if c.const is None)
+        name = self.claim(f"v{self.number()}")
+        if not tests:
+            self.line(f"const {vector} {name} = *(const {vector} *){at};")
+        else:
+            self.line(f"{vector} {name} = {{}};")
+            self.line(f"if ({tests}) {name} = *(const {vector} *){at};")
+        return name
+
+    def _wide_place(self, node: Load | Store, b: Binding) -> str | None:
+        """The address of lane 0 when the lanes lie next to each other, aligned as a whole; else None."""
+        size = self.lanes * C_TYPES[b.buffer.dtype][2]
+        if b.buffer.scope in _LOCAL or b.values is not None or size > 16 or self.lanes & (self.lanes - 1):
+            return None
+        const, terms, stride = self.address(node, b)
+        if stride != 1 or const % self.lanes or any(k % self.lanes for _, k in terms):
+            return None
+        pointer, subscript = self._place(b, const, terms)
+        return pointer if subscript == "0" else f"({pointer} + {subscript})"
+
+    def _uniform(self, cond: Expr) -> bool:
+        """Does a condition hold for all lanes or for none?"""
+        match cond:
+            case Binary(op, a, b) if op in ("and", "or"):
+                return self._uniform(a) and self._uniform(b)
+            case Unary("not", a):
+                return self._uniform(a)
+            case Binary(op, a, b) if op in ("<", "<="):
+                form = linear(b, self.ranges).plus(linear(a, self.ranges), -1)
+                form.const -= op == "<"
+                stride = form.terms.pop(Var(self.lane or ""), 0)
+                first = form.const + (min(0, stride) * (self.lanes - 1) if stride else 0)
+                if any(self.lane in free_vars(atom) for atom in form.terms):
+                    return False
+                if stride == 0:
+                    return True
+                return stride in (1, -1) and self._steps(form.terms.values(), first, stride)
+        return self.lane not in free_vars(cond)
+
+    def _steps(self, factors: object, first: int, stride: int) -> bool:
+        """Is ``form + stride * lane`` of one sign for all lanes, given that the form moves by multiples of the lanes?"""
+        whole = all(k % self.lanes == 0 for k in factors)  # type: ignore[attr-defined]
+        return whole and first % self.lanes == 0
+
+
+def _reads_tables(body: tuple[Stmt, ...], var: str, bound: dict[str, Binding]) -> bool:
+    """Does a loop index a constant table, whose values fold when it is written out?"""
+
+    def reads(e: Expr) -> bool:
+        match e:
+            case Load():
+                known = bound.get(e.buffer)
+                table = known is not None and known.values is not None
+                return (table and any(var in free_vars(i) for i in e.indices)) or any(map(reads, e.indices))
+            case Binary():
+                return reads(e.a) or reads(e.b)
+            case Select():
+                return reads(e.cond) or reads(e.a) or reads(e.b)
+            case Unary() | Cast():
+                return reads(e.a)
+        return False
+
+    def found(s: Stmt) -> bool:
+        match s:
+            case Store():
+                return reads(s.value) or any(map(reads, s.indices))
+            case If():
+                return reads(s.cond) or any(map(found, s.body))
+            case For() | Alloc():
+                return any(map(found, s.body))
+        return False
+
+    return any(map(found, body))
