@@ -54,16 +54,16 @@ WPK_DEVICE uint64_t matrix_desc(const void *shared, int leading_bytes, int strid
 
 template <int N, int TA = 0, int TB = 0>
 WPK_DEVICE void wgmma_m64k16_f16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate = true, WPK_LINE) {
-  static_assert(N % 8 == 0 && N <= 256, "no wgmma of this N");
+  static_assert(N % (N <= 64 ? 8 : 16) == 0 && N <= 256, "no wgmma of this N");
   wpk_wgmma(1, d, N, a, b, accumulate, TA, TB, line);
 }
 template <int N, int TA = 0, int TB = 0>
 WPK_DEVICE void wgmma_m64k16_bf16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate = true, WPK_LINE) {
-  static_assert(N % 8 == 0 && N <= 256, "no wgmma of this N");
+  static_assert(N % (N <= 64 ? 8 : 16) == 0 && N <= 256, "no wgmma of this N");
   wpk_wgmma(2, d, N, a, b, accumulate, TA, TB, line);
 }
 template <int N> WPK_DEVICE void wgmma_m64k8_tf32(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate = true, WPK_LINE) {
-  static_assert(N % 8 == 0 && N <= 256, "no wgmma of this N");
+  static_assert(N % (N <= 64 ? 8 : 16) == 0 && N <= 256, "no wgmma of this N");
   wpk_wgmma(0, d, N, a, b, accumulate, false, false, line);
 }
 
