@@ -107,7 +107,7 @@ class Recording:
         """The record, once complete."""
         keys = [config_key(c) for c in self.configs]
         of = min if self.turns > 1 else median
-        outcomes = tuple(self.failures[k] if k in self.failures else of(self.times[k]) for k in keys)
+        outcomes = tuple(of(self.times[k]) if k in self.times else self.failures[k] for k in keys)
         return RecordedSpace(
             self.subject.name, self.provider.name, self.provider.version, self.subject.workload, shop.target,
             shop.compiler.version, self.space, outcomes, f"{of.__name__} of {self.rounds}{', pinned' * (self.turns > 1)}",

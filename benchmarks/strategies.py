@@ -6,7 +6,7 @@
 Strategies ask for 8 configs at a time, as the tuner does; TPE (see benchmarks/tpe.py) for one. They start from
 
     defaults   the family's first configs, as in a first compile
-    nothing    the knobs' own defaults, so that only the search counts
+    nothing    a random config, the same for all strategies of a seed, so that only the search counts
     transfer   what the shipped logs hold of the most similar other tasks, then the family's first configs
 
 ``rl`` and ``auto`` have a policy trained on the other recorded tasks, in five folds; ``rl-cold`` has none. A run's result is the
@@ -18,13 +18,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from math import inf
 from pathlib import Path
+from random import Random
 from time import monotonic
 
 import numpy as np
@@ -85,12 +86,15 @@ def agent(name: str, task: RecordedSpace, seed: int, trials: int, policy: Policy
     return make_strategy(name.removesuffix("-cold"), task.space, seed, (), context)
 
 
-def started(task: RecordedSpace, start: str) -> RecordedSpace:
+def started(task: RecordedSpace, start: str, seed: int) -> RecordedSpace:
     """The task with other first configs."""
-    if start == "transfer":
-        hints = _elsewhere().configs(task.workload, task.provider, most=4) if start == "transfer" else []
-        return replace(task, space=replace(task.space, first=_transferred(task, hints)))
-    return task if start == "defaults" else replace(task, space=replace(task.space, first=()))
+    if start == "defaults":
+        return task
+    if start == "nothing":
+        first: tuple[Config, ...] = (task.space.sample(Random(seed)),)
+    else:
+        first = _transferred(task, _elsewhere().configs(task.workload, task.provider))
+    return replace(task, space=replace(task.space, first=first))
 
 
 def _transferred(task: RecordedSpace, hints: Sequence[Config]) -> tuple[Config, ...]:
@@ -124,9 +128,10 @@ def run(task: RecordedSpace, strategy: Strategy, trials: int) -> list[float]:
     return curve + [best] * (trials - len(curve))
 
 
-def runs(task: RecordedSpace, name: str, seeds: Iterable[int], trials: int, policy: Policy | None = None) -> np.ndarray:
+def runs(task: RecordedSpace, name: str, plan: Plan, policy: Policy | None = None) -> np.ndarray:
     """Best seconds over the optimum, (seeds, trials); infinity before any success."""
-    return np.array([run(task, agent(name, task, seed, trials, policy), trials) for seed in seeds]) / task.optimum
+    tasks = ((started(task, plan.start, seed), seed) for seed in range(plan.seeds))
+    return np.array([run(t, agent(name, t, seed, plan.trials, policy), plan.trials) for t, seed in tasks]) / task.optimum
 
 
 _TASKS: dict[str, RecordedSpace] = {}
@@ -145,7 +150,7 @@ def _curves(plan: Plan, task: str, name: str) -> np.ndarray:
     if path.exists():
         return np.asarray(np.load(path))
     policy = load_policy(_policy_path(plan, task)) if name in _TRAINED else None
-    found = runs(started(_TASKS[task], plan.start), name, range(plan.seeds), plan.trials, policy)
+    found = runs(_TASKS[task], name, plan, policy)
     plan.cache.mkdir(parents=True, exist_ok=True)
     np.save(path, found)
     return found

@@ -94,7 +94,7 @@ def _interval(values: np.ndarray, of: Callable[[np.ndarray], float], seed: int =
 #: What strategies begin with, in words.
 _STARTS = {
     "defaults": "Starting from the families' first configs",
-    "nothing": "Starting from the knobs' defaults alone",
+    "nothing": "Starting from a random config",
     "transfer": "Starting from what the logs hold of similar tasks",
 }
 
@@ -175,9 +175,9 @@ def _together(axes: Any, outcomes: Sequence[Outcome]) -> None:
         logs = np.log(np.minimum(np.stack([o.curves[name] for o in outcomes]), _NEVER))
         _band(axes, name, np.exp(logs.mean(axis=0)))
     axes.axhline(1.05, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="measurements", ylabel="best time / optimum of the space", xlim=(1, logs.shape[2]), ylim=(1, None))
+    axes.set(xlabel="measurements", ylabel="best time / optimum of the space", xlim=(1, logs.shape[2]))
     axes.set_title(f"Geometric mean over {len(outcomes)} recorded tasks; bands: nine in ten seeds; dotted: within 5%")
-    _readable(axes)
+    _readable(axes, (1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0))
     axes.legend(loc="upper right", ncols=2)
 
 
@@ -185,26 +185,27 @@ def _one(axes: Any, outcome: Outcome) -> None:
     for name, curves in outcome.curves.items():
         _band(axes, name, np.minimum(curves, _NEVER))
     axes.axhline(1.05, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlim=(1, curves.shape[1]), ylim=(1, None))
+    axes.set(xlim=(1, curves.shape[1]))
     axes.set_title(f"{outcome.task} ({outcome.configs} configs)", fontsize=9)
-    _readable(axes)
+    _readable(axes, (1.0, 1.1, 1.3, 1.6, 2.0))
 
 
 def _band(axes: Any, name: str, curves: np.ndarray) -> None:
     steps = np.arange(1, curves.shape[1] + 1)
     low, middle, high = np.quantile(curves, [0.05, 0.5, 0.95], axis=0)
-    line = axes.plot(steps, middle, label=name, linewidth=1.6)[0]
-    axes.fill_between(steps, low, high, alpha=0.13, color=line.get_color(), linewidth=0)
+    searched = name != "default"
+    line = axes.plot(steps, middle, label=name, linewidth=1.6, linestyle="-" if searched else "--")[0]
+    if searched:
+        axes.fill_between(steps, low, high, alpha=0.13, color=line.get_color(), linewidth=0)
 
 
-def _readable(axes: Any) -> None:
-    """A logarithmic axis of ratios with plain numbers."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def _readable(axes: Any, ticks: Sequence[float]) -> None:
+    """A logarithmic axis of ratios with plain numbers; what is slower than the last tick is of no interest."""
+    from matplotlib.ticker import NullFormatter, NullLocator
 
     axes.set_yscale("log")
-    top = axes.get_ylim()[1]
-    ticks = [t for t in (1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0) if t <= top]
-    axes.set_yticks(ticks)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.set_ylim(1.0, ticks[-1])
+    axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)

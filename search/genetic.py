@@ -33,7 +33,7 @@ class GeneticOptions:
     ``brood``: children made for each that is proposed; ``blind``: the share of proposals made without comparing any.
     """
 
-    population: int = 24
+    population: int = 16
     elite: int = 4
     tournament: int = 3
     cross: float = 0.45

@@ -171,7 +171,11 @@ def _from_json(data: Mapping[str, Any]) -> RecordedSpace:
 
 def _knob(data: Sequence[Any]) -> Knob:
     kind, name, values, default = data
-    return {"Choice": Choice, "Ordered": Ordered}[kind](name, tuple(values), default)
+    if kind == "Ordered":
+        return Ordered(name, tuple(values), default)
+    if kind == "Choice":
+        return Choice(name, tuple(values), default)
+    raise ValueError(f"knob {name}: unknown kind {kind!r}")
 
 
 def _target(data: Mapping[str, Any]) -> Target:
