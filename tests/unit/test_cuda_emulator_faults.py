@@ -145,6 +145,14 @@ def test_misaligned_vectors() -> None:
     assert error.kind == "misaligned" and error.line == line_of(GEMM, "float4 y =")
 
 
+def test_registers_that_were_never_set_show_in_the_result() -> None:
+    if "-ftrivial-auto-var-init=pattern" not in emulator._optional_flags(emulator.default_host().compiler):
+        pytest.skip("this compiler cannot fill registers with a pattern")
+    arguments = args_of(GEMM)
+    emulator.run(GEMM.but("float acc[4][4] = {};", "float acc[4][4];").source, arguments)
+    assert not np.isclose(arguments[2], 64.0).any()
+
+
 # ---- barriers ----
 
 

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import math
 import os
 import re
@@ -68,7 +69,7 @@ KERNEL_FLAGS = (
     "-O1", "-g1", "-fsanitize=thread", "-fsanitize=bounds,alignment", "-fno-strict-aliasing",
 )  # fmt: skip
 COMMON_FLAGS = (
-    "-std=c++20", "-w", "-fno-exceptions", "-fno-rtti", "-fno-pie", "-ffp-contract=fast", "-march=native", "-pipe",
+    "-std=c++20", "-w", "-fno-exceptions", "-fno-rtti", "-fpie", "-ffp-contract=fast", "-march=native", "-pipe",
     "-ftls-model=local-exec",
 )  # fmt: skip
 #: Flags that not every compiler has.
@@ -108,7 +109,7 @@ class Host:
 
 
 def default_host(compiler: Sequence[str] | None = None, cache: Path | None = None) -> Host:
-    """The given compiler and folder, else g++, clang++ or c++ on PATH, and the user's cache folder.
+    """The given compiler and folder, else g++, clang++ or c++ on PATH or the ziglang package, and the user's cache folder.
 
     Raises ToolchainError when there is no C++ compiler, or on a system whose programs cannot be built this way.
     """
@@ -197,7 +198,7 @@ def _build_kernel(host: Host, flags: Sequence[str], text: str, runtime: Sequence
         written.write_text(text)
         _compile([*host.compiler, *flags, "-x", "c++", "-c", str(written), "-o", str(compiled)])
         objects = [str(compiled), *map(str, runtime)]
-        _produce([*host.compiler, "-no-pie", *objects, "-lm", "-o"], target)
+        _produce([*host.compiler, "-pie", *objects, "-lm", "-o"], target)
 
 
 def _produce(command: Sequence[str], target: Path) -> None:
@@ -341,15 +342,20 @@ def _optional_flags(compiler: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _knows(compiler: tuple[str, ...], flag: str) -> bool:
-    command = [*compiler, "-Werror", flag, "-x", "c++", "-fsyntax-only", "-"]
-    return subprocess.run(command, input="", capture_output=True, text=True).returncode == 0
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*compiler, "-Werror", flag, "-x", "c++", "-c", "-", "-o", f"{folder}/probe.o"]
+        return subprocess.run(command, input="", capture_output=True, text=True).returncode == 0
 
 
 def _first_compiler() -> tuple[str, ...]:
     for name in ("g++", "clang++", "c++"):
         if (path := shutil.which(name)) is not None:
             return (path,)
-    raise ToolchainError("no C++ compiler: looked for g++, clang++, c++ on PATH; install one (e.g. `apt-get install g++`)")
+    if importlib.util.find_spec("ziglang") is not None:
+        return (sys.executable, "-m", "ziglang", "c++")
+    raise ToolchainError(
+        "no C++ compiler: looked for g++, clang++, c++ on PATH and the ziglang package; install g++ or `pip install 'wpk[zig]'`"
+    )
 
 
 @memoize

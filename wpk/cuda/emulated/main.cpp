@@ -25,7 +25,8 @@ namespace simt {
   if (self)
     snprintf(where, sizeof where, "; thread (%u,%u,%u) of block (%u,%u,%u)", self->thread.x, self->thread.y, self->thread.z,
              block.index.x, block.index.y, block.index.z);
-  int length = snprintf(text, sizeof text, "%s\t%d\t%p\t%s%s\n", kind, line, pc, detail, where);
+  int length = snprintf(text, sizeof text, "%s\t%d\t%#lx\t%s%s\n", kind, line,
+                        pc ? (unsigned long)pc - load_address : 0ul, detail, where);
   if (write(1, text, length) < 0) _exit(4);
   _exit(3);
 }

@@ -39,7 +39,10 @@ static uint32_t launch_first;  // order of the first block of this launch
 static unsigned char *released;  // by block order: the block has done an atomic operation on global memory
 static uint32_t released_room;
 
+uintptr_t load_address;
+
 static int find_segment(dl_phdr_info *info, size_t, void *) {
+  load_address = info->dlpi_addr;
   for (int i = 0; i < info->dlpi_phnum; i++)
     if (info->dlpi_phdr[i].p_type == PT_TLS) {
       shared_start = (uintptr_t)info->dlpi_tls_data;
@@ -326,9 +329,13 @@ struct Type { uint16_t kind, info; char name[1]; };
 struct Mismatch { Place place; Type *type; unsigned char log_alignment, access; };
 struct Bounds { Place place; Type *array, *index; };
 
+static inline void must_align(uintptr_t at, size_t bytes, void *pc) {
+  if (at % bytes) fail_at("misaligned", "access", (void *)at, bytes, pc, 0);
+}
+
 #define HOOKS(SIZE)                                                                                                     \
-  void __tsan_read##SIZE(void *p) { read_at((uintptr_t)p, SIZE, PC, 0); }                                               \
-  void __tsan_write##SIZE(void *p) { write_at((uintptr_t)p, SIZE, 0, PC, 0); }                                          \
+  void __tsan_read##SIZE(void *p) { must_align((uintptr_t)p, SIZE, PC); read_at((uintptr_t)p, SIZE, PC, 0); }           \
+  void __tsan_write##SIZE(void *p) { must_align((uintptr_t)p, SIZE, PC); write_at((uintptr_t)p, SIZE, 0, PC, 0); }      \
   void __tsan_unaligned_read##SIZE(void *p) { read_at((uintptr_t)p, SIZE, PC, 0); }                                     \
   void __tsan_unaligned_write##SIZE(void *p) { write_at((uintptr_t)p, SIZE, 0, PC, 0); }                                \
   void __tsan_volatile_read##SIZE(void *p) { read_at((uintptr_t)p, SIZE, PC, 0); }                                      \

@@ -122,6 +122,7 @@ void start_block_memory();
 void *add_buffer(int fd, size_t offset, size_t bytes, unsigned flags);
 void check_outputs();
 void start_memory();
+extern uintptr_t load_address;  // of the program; line tables count from there
 void begin_launch();
 void check_nothing_under_way();  // as a block ends
 enum : unsigned { MUST_WRITE = 1, UNWRITTEN = 2 };
