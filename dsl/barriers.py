@@ -127,7 +127,7 @@ class _Walk:
             case For() if stmt.kind in THREAD_KINDS:
                 return self.over_threads(stmt)
             case For() if _is_lists(stmt):
-                return [self.loop(stmt)]
+                return self.leaf(stmt) if self.is_one_step(stmt) else [self.loop(stmt)]
             case If() if _is_lists(stmt):
                 with_whole, self.whole = self.whole, False
                 done = self.body(stmt.body)
@@ -145,6 +145,13 @@ class _Walk:
         self.blocks.discard(name)
         self.pending.gone.add(name)
         return [done]
+
+    def is_one_step(self, stmt: For) -> bool:
+        """Do the iterations of a loop, once begun, not wait for each other?"""
+        outside, self.pending = self.pending, _Pending()
+        inner = self.loop(stmt)
+        self.pending = outside
+        return not _waits(inner)
 
     def loop(self, stmt: For) -> For:
         """A loop whose body is made of steps of the whole block."""
@@ -181,6 +188,10 @@ class _Walk:
         self.pending.read |= reads
         self.pending.written |= writes
         return [*before, stmt]
+
+
+def _waits(stmt: Stmt) -> bool:
+    return isinstance(stmt, Barrier) or (isinstance(stmt, For | If | Alloc) and any(map(_waits, stmt.body)))
 
 
 def _is_lists(stmt: For | If) -> bool:

@@ -118,6 +118,8 @@ class _Lowering:
             if shape[at] % width:
                 raise ScheduleError(f"store {stage.name}: {width} lanes do not divide {shape[at]} of {axis}")
             shape = [*shape[:at], shape[at] // width, *shape[at + 1 :], width]
+        if place.pad:
+            shape[(place.storage or tuple(a.name for a in stage.axes)).index(place.pad[0])] += place.pad[1]
         return Buffer(stage.name, tuple(shape), stage.dtype, place.scope)
 
     # --- one stage --------------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ class Placement:
 
     ``storage`` is the order of its axes in memory; ``lanes`` = (axis, width) splits that axis so that its last
     ``width`` elements are innermost (a vector register). ``whole`` axes are kept in full, whatever part is read.
+    ``pad`` = (axis, elements) leaves a gap behind each run of that axis.
     """
 
     at: tuple[str, str] | None = None
@@ -70,6 +71,7 @@ class Placement:
     storage: tuple[str, ...] | None = None
     lanes: tuple[str, int] | None = None
     whole: tuple[str, ...] = ()
+    pad: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -438,13 +440,16 @@ class StoreAs:
     """Choose a stage's storage: order of axes in memory, and ``lanes`` = (axis, width) innermost for vector registers.
 
     ``whole`` axes are computed and kept in full: then splits of them stay aligned, whatever part the consumer reads.
-    With a staged input (:class:`CacheRead`) this is packing. Halide ``reorder_storage``, TVM ``transform_layout``.
+    With a staged input (:class:`CacheRead`) this is packing. ``pad`` = (axis, elements) makes that axis longer in memory, so
+    that what lies next to each other along another one falls on other banks of shared memory.
+    Halide ``reorder_storage``, TVM ``transform_layout``, ``storage_align``.
     """
 
     stage: str
     order: tuple[str, ...] | None = None
     lanes: tuple[str, int] | None = None
     whole: tuple[str, ...] = ()
+    pad: tuple[str, int] | None = None
 
     def apply(self, s: Scheduled) -> Scheduled:
         names = tuple(a.name for a in _stage(s, self.stage).axes)
@@ -452,7 +457,11 @@ class StoreAs:
         _require(sorted(order) == sorted(names), f"store {self.stage}: {order} is not an order of {names}")
         _require(self.lanes is None or self.lanes[0] in names, f"store {self.stage}: no axis {self.lanes}")
         _require(set(self.whole) <= set(names), f"store {self.stage}: no axes {self.whole}")
-        new = replace(s.placement(self.stage), storage=order, lanes=self.lanes, whole=self.whole)
+        padded = self.pad is None or (self.pad[0] in names and self.pad[1] >= 0)
+        _require(padded, f"store {self.stage}: no axis or a negative padding in {self.pad}")
+        new = replace(
+            s.placement(self.stage), storage=order, lanes=self.lanes, whole=self.whole, pad=self.pad
+        )
         return replace(s, placements={**s.placements, self.stage: new})
 
 

@@ -1,0 +1,368 @@
+"""Matrix products on ROW matrices for GPUs: block tile in shared memory, thread tile in registers, split-K in two kernels.
+
+A block computes ``block_m × block_n`` of the product, by steps of ``tile_k``: its threads copy that much of both matrices to
+shared memory together (rows of k outermost, so that a thread's rows and columns are vectors), then each adds products of
+its ``tile_m`` rows and ``tile_n`` columns. These come in groups of four that lie a block's width apart, so that a warp reads
+whole banks. Where blocks are few, ``split_k`` of them share a tile: partial sums go to device memory, a second kernel adds
+them in order. See Volkov & Demmel, "Benchmarking GPUs to Tune Dense Linear Algebra", SC 2008; CUTLASS calls the levels
+threadblock, warp and thread tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from wpk.core.result import Config
+from wpk.core.target import Gpu, Target
+from wpk.core.workload import Workload
+from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
+from wpk.dsl.ir import Buffer, Const, Expr, Load, Select
+from wpk.dsl.lower import lower
+from wpk.dsl.schedule import Bind, ComputeAt, Reorder, Split, Step, StoreAs, Unroll, Vectorize, schedule
+from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
+from wpk.kernels.epilogue import ZERO
+from wpk.kernels.family import Built
+from wpk.kernels.gemm import Product, product_of, unfit
+from wpk.kernels.row_operands import RowOperands
+from wpk.search.knobs import Choice, Knob, Ordered
+from wpk.search.space import Constraint, Space
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The numbers of a config. A thread's rows: ``groups_m`` groups of ``vector_m``, ``threads_m`` threads side by side."""
+
+    groups_m: int
+    threads_m: int
+    vector_m: int
+    groups_n: int
+    threads_n: int
+    vector_n: int
+    lanes_m: int
+    k: int
+    split: int
+
+    @property
+    def m(self) -> int:
+        """Rows of a block."""
+        return self.groups_m * self.threads_m * self.vector_m
+
+    @property
+    def n(self) -> int:
+        """Columns of a block."""
+        return self.groups_n * self.threads_n * self.vector_n
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.threads_m * self.threads_n
+
+
+def tile_of(c: Config) -> Tile:
+    """The tile of a config."""
+    tile_m, tile_n, lanes_m = int(c["tile_m"]), int(c["tile_n"]), int(c["lanes_m"])
+    vector_m, vector_n = min(tile_m, 4), min(tile_n, 4)
+    return Tile(
+        tile_m // vector_m, int(c["warps_m"]) * lanes_m, vector_m,
+        tile_n // vector_n, int(c["warps_n"]) * (WARP // lanes_m), vector_n,
+        lanes_m, int(c["tile_k"]), int(c["split_k"]),
+    )  # fmt: skip
+
+
+# --- THE ALGORITHM ------------------------------------------------------------------------------------------------------
+
+
+def algorithm(workload: Workload, p: Product, t: Tile) -> Algorithm:
+    """out[m, n] = epilogue(sum over k of as[k, m] * bs[k, n]), m = ((mb*groups + mg)*threads + mt)*vector + mv, n likewise.
+
+    ``as`` and ``bs`` are the operands transposed, zero beyond the last row, column and k; ``ar`` and ``br`` what a thread uses.
+    """
+    batch = tuple(Axis(f"b{i}", n) for i, n in enumerate(p.batch))
+    m_axes, m = _split_axis("m", p.m, (t.groups_m, t.threads_m, t.vector_m))
+    n_axes, n = _split_axis("n", p.n, (t.groups_n, t.threads_n, t.vector_n))
+    steps = -(-p.k // (t.k * t.split))
+    ks, ko, ki, kb = Axis("ks", t.split), Axis("ko", steps), Axis("ki", t.k), Axis("kb", t.split * steps)
+    split = (ks,) if t.split > 1 else ()
+    at_k = (ks.var * steps + ko.var if split else ko.var, ki.var)
+    a_at, b_at = _batch_index(batch, p.a_batch), _batch_index(batch, p.b_batch)
+    a, b = operand_buffers(p)
+    stages = [
+        _staged("as", "a", batch, p.a_batch, (kb, ki), ("m", p.m, m_axes[0].extent * t.m), p.k, p.trans_a),
+        _staged("bs", "b", batch, p.b_batch, (kb, ki), ("n", p.n, n_axes[0].extent * t.n), p.k, not p.trans_b),
+        Stage("ar", (*batch, kb, ki, *m_axes), Load("as", (*a_at, kb.var, ki.var, m))),
+        Stage("br", (*batch, kb, ki, *n_axes), Load("bs", (*b_at, kb.var, ki.var, n))),
+    ]
+    at = tuple(x.var for x in batch)
+    mi, ni = tuple(x.var for x in m_axes), tuple(x.var for x in n_axes)
+    product = Load("ar", (*at, *at_k, *mi)) * Load("br", (*at, *at_k, *ni))
+    place = (*batch, *m_axes, *n_axes)
+    stages.append(Stage("acc", (*split, *place), product, Reduce("+", (ko, ki))))
+    acc = Load("acc", tuple(x.var for x in place))
+    if split:
+        stages.append(Stage("part", (ks, *place), Load("acc", tuple(x.var for x in (ks, *place)))))
+        stages.append(Stage("total", place, Load("part", tuple(x.var for x in (ks, *place))), Reduce("+", (ks,))))
+        acc = Load("total", acc.indices)
+    operands = RowOperands(workload, 2, p.groups)
+    where = (m < p.m) & (n < p.n)
+    stages.append(Stage("out", place, operands.value(acc, (*at, m, n)), None, (*at, m, n), where))
+    out = Buffer("out", (*p.batch, p.m, p.n), access="out")
+    return Algorithm(workload.op, (a, b, *operands.buffers(), out), tuple(stages))
+
+
+def _split_axis(name: str, extent: int, inner: tuple[int, int, int]) -> tuple[tuple[Axis, ...], Expr]:
+    """Axes of blocks, groups, threads and vectors, and the index they make."""
+    groups, threads, vector = inner
+    extents = (-(-extent // prod(inner)), groups, threads, vector)
+    axes = tuple(Axis(f"{name}{x}", n) for x, n in zip("bgtv", extents, strict=True))
+    b, g, t, v = (a.var for a in axes)
+    return axes, ((b * groups + g) * threads + t) * vector + v
+
+
+def operand_buffers(p: Product) -> tuple[Buffer, Buffer]:
+    """The two matrices as they lie in memory."""
+    a = (p.k, p.m) if p.trans_a else (p.m, p.k)
+    b = (p.n, p.k) if p.trans_b else (p.k, p.n)
+    return Buffer("a", (*p.a_batch, *a)), Buffer("b", (*p.b_batch, *b))
+
+
+def _batch_index(batch: tuple[Axis, ...], extents: tuple[int, ...]) -> tuple[Expr, ...]:
+    return tuple(x.var if n > 1 else Const(0) for x, n in zip(batch, extents, strict=True))
+
+
+def _staged(
+    name: str, tensor: str, batch: tuple[Axis, ...], extents: tuple[int, ...], k_axes: tuple[Axis, Axis],
+    row: tuple[str, int, int], k_count: int, k_first: bool,
+) -> Stage:  # fmt: skip
+    """``name[batch, kb, ki, row]`` = the tensor's element, 0 outside. ``row`` is (axis, extent, padded extent)."""
+    own = tuple(Axis(x.name, n) for x, n in zip(batch, extents, strict=True))
+    axis = Axis(row[0], row[2])
+    k = k_axes[0].var * k_axes[1].extent + k_axes[1].var
+    pair = (k, axis.var) if k_first else (axis.var, k)
+    value = Load(tensor, (*(x.var for x in own), *pair))
+    inside = (axis.var < row[1]) & (k < k_count)
+    return Stage(name, (*own, *k_axes, axis), Select(inside, value, ZERO))
+
+
+# --- THE SPACE ----------------------------------------------------------------------------------------------------------
+
+
+def space(p: Product, gpu: Gpu) -> Space:
+    """Thread tile, lanes and warps along both dimensions, step and split of k, padding, unrolling, block order, occupancy."""
+    steps = -(-p.k // 8)
+    knobs: tuple[Knob, ...] = (
+        Ordered("tile_m", (1, 2, 4, 8, 16), 8 if p.m >= 64 else 4),
+        Ordered("tile_n", (1, 2, 4, 8, 16), 8 if p.n >= 64 else 4),
+        Ordered("lanes_m", (1, 2, 4, 8, 16, 32), 4),
+        Ordered("warps_m", (1, 2, 4, 8), 1),
+        Ordered("warps_n", (1, 2, 4, 8), 1),
+        Ordered("tile_k", tuple(k for k in (4, 8, 16, 32, 64) if k == 4 or k < 2 * p.k), 8 if p.k >= 8 else 4),
+        Ordered("split_k", tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s == 1 or 2 * s <= steps), 1),
+        Ordered("pad", (0, 4), 4),
+        Ordered("unroll_k", (1, 2, 4, 8, 16), 8),
+        Choice("order", ("mn", "nm"), "nm"),
+        Ordered("group", (1, 2, 4, 8), 1),
+        Ordered("min_blocks", (1, 2, 3, 4), 1),
+    )  # fmt: skip
+    limits = limits_of(p, gpu)
+    return Space(knobs, limits, first_configs(p, gpu, knobs, limits))
+
+
+def limits_of(p: Product, gpu: Gpu) -> tuple[Constraint, ...]:
+    """What makes a config buildable, and not plainly wasteful."""
+    return (
+        lambda c: registers(c) <= MOST_REGISTERS,
+        lambda c: 32 <= int(c["warps_m"]) * int(c["warps_n"]) * WARP <= 512,
+        lambda c: int(c["min_blocks"]) * int(c["warps_m"]) * int(c["warps_n"]) * WARP * registers(c) <= gpu.registers_per_sm,
+        lambda c: not_too_large(p.m, rows_of(c)),
+        lambda c: not_too_large(p.n, columns_of(c)),
+        lambda c: int(c["min_blocks"]) * shared_bytes(c) <= min(gpu.shared_per_block, gpu.shared_per_sm),
+        lambda c: int(c["unroll_k"]) <= int(c["tile_k"]) and int(c["tile_m"]) * int(c["tile_n"]) * int(c["unroll_k"]) <= 2048,
+        lambda c: int(c["split_k"]) * int(c["tile_k"]) <= p.k or int(c["split_k"]) == 1,
+        lambda c: grouped_rows(p, c) % int(c["group"]) == 0,
+    )  # fmt: skip
+
+
+def registers(c: Config) -> int:
+    """Registers of a thread: its tile, a row and a column of operands, addresses."""
+    m, n = int(c["tile_m"]), int(c["tile_n"])
+    return m * n + m + n + 24
+
+
+def shared_bytes(c: Config) -> int:
+    """Shared memory of a block."""
+    return 4 * int(c["tile_k"]) * (rows_of(c) + columns_of(c) + 2 * int(c["pad"])) + 256
+
+
+def rows_of(c: Config) -> int:
+    """Rows of a block."""
+    return int(c["tile_m"]) * int(c["lanes_m"]) * int(c["warps_m"])
+
+
+def columns_of(c: Config) -> int:
+    """Columns of a block."""
+    return int(c["tile_n"]) * (WARP // int(c["lanes_m"])) * int(c["warps_n"])
+
+
+def not_too_large(extent: int, tile: int) -> bool:
+    """Half of a tile is used at least, unless it is the smallest that threads can share."""
+    return tile < 2 * extent or tile <= 16
+
+
+def grouped_rows(p: Product, c: Config) -> int:
+    """Blocks along the slow dimension of the block order."""
+    return -(-p.m // rows_of(c)) if c["order"] == "mn" else -(-p.n // columns_of(c))
+
+
+def first_configs(p: Product, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[Constraint, ...]) -> tuple[Config, ...]:
+    """Guesses: tiles from large to small, each with as many splits of k as fill the multiprocessors."""
+    base: Config = {k.name: k.default for k in knobs}
+    allowed = {k.name: k.values for k in knobs}
+    shapes = (
+        (8, 8, 4, 2, 4), (8, 8, 4, 2, 2), (8, 4, 4, 2, 2), (4, 8, 4, 2, 2), (4, 4, 4, 2, 2), (4, 4, 4, 1, 2), (4, 4, 4, 1, 1),
+        (2, 4, 4, 1, 2), (1, 4, 1, 1, 2), (1, 4, 2, 1, 4),
+    )  # fmt: skip
+    found: list[Config] = []
+    for tile_m, tile_n, lanes, warps_m, warps_n in shapes:
+        tile: Config = {
+            **base, "tile_m": tile_m, "tile_n": tile_n, "lanes_m": lanes, "warps_m": warps_m, "warps_n": warps_n,
+            "tile_k": max(int(k) for k in allowed["tile_k"] if int(k) <= 16),
+        }  # fmt: skip
+        blocks = prod(p.batch) * -(-p.m // tile_of(tile).m) * -(-p.n // tile_of(tile).n)
+        wanted = max(2 * gpu.sms // blocks, 1)
+        splits = [int(s) for s in allowed["split_k"] if int(s) <= wanted and int(s) * int(tile["tile_k"]) <= p.k]
+        found.append({**tile, "split_k": max(splits, default=1)})
+    return tuple(c for c in sorted(found, key=lambda c: cost(p, gpu, c)) if all(limit(c) for limit in limits))
+
+
+def cost(p: Product, gpu: Gpu, c: Config) -> float:
+    """Rough time in units of one multiply-add of a block's tile: waves of blocks times what one of them does."""
+    t = tile_of(c)
+    blocks = prod(p.batch) * -(-p.m // t.m) * -(-p.n // t.n) * t.split
+    depth = -(-p.k // t.split)
+    busy = 1 + 8 / (int(c["tile_m"]) + int(c["tile_n"])) + 4 / (t.threads / WARP)
+    return -(-blocks // gpu.sms) * t.m * t.n * depth * busy + (2 * t.split * t.m * t.n if t.split > 1 else 0)
+
+
+# --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
+
+
+def steps(p: Product, t: Tile, c: Config) -> list[Step]:
+    """The schedule of a config.
+
+    block (tiles, splits of k): thread: acc = 0; for ko: [copy as, bs together]; for ki: load ar, br; acc += ar ⊗ br.
+    """
+    first = "part" if t.split > 1 else "out"
+    batch = tuple(f"b{i}" for i in range(len(p.batch)))
+    unroll = int(c["unroll_k"])
+    plan = block_tile(first, batch, t, c)
+    plan += [
+        ComputeAt("acc", first, "thread", "register"),
+        Split("acc", "ki", unroll, "ki_o", "ki_u"),
+        Reorder("acc", (*(("ks",) if t.split > 1 else ()), *batch, "mb", "nb", "mt", "nt", "ko", "ki_o", "ki_u",
+                        "mg", "mv", "ng", "nv")),
+        *(Unroll("acc", x) for x in ("ki_u", "mg", "mv", "ng", "nv")),
+        ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
+        ComputeAt("ar", "acc", "ki_u", "register"), Unroll("ar", "mg"), Vectorize("ar", "mv"),
+        ComputeAt("br", "acc", "ki_u", "register"), Unroll("br", "ng"), Vectorize("br", "nv"),
+    ]  # fmt: skip
+    plan += staged_copy("as", "m", len(p.a_batch), p.m if p.trans_a else p.k, p.trans_a, t.m, t, c)
+    plan += staged_copy("bs", "n", len(p.b_batch), p.k if p.trans_b else p.n, not p.trans_b, t.n, t, c)
+    return plan + (added_parts(batch, t) if t.split > 1 else [])
+
+
+def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[Step]:
+    """Tiles and splits of k to blocks, ``group`` rows of tiles at a time so that they share operands in L2; threads in warps."""
+    slow, fast = ("mb", "nb") if c["order"] == "mn" else ("nb", "mb")
+    plan: list[Step] = [
+        Split(stage, slow, int(c["group"]), "slow_o", "slow_i", "guard"),
+        Split(stage, "mt", t.lanes_m, "mw", "ml", "guard"),
+        Split(stage, "nt", WARP // t.lanes_m, "nw", "nl", "guard"),
+        Reorder(stage, (*batch, *(("ks",) if t.split > 1 else ()), "slow_o", fast, "slow_i", "mw", "nw", "ml", "nl",
+                        "mg", "mv", "ng", "nv")),
+    ]  # fmt: skip
+    blocks, block = fuse_all(stage, ("slow_o", fast, "slow_i"), "tile")
+    threads, thread = fuse_all(stage, ("mw", "nw", "ml", "nl"), "thread")
+    plan += [*blocks, *threads, Bind(stage, block, "block.x", int(c["min_blocks"])), Bind(stage, thread, "thread")]
+    if t.split > 1:
+        plan.append(Bind(stage, "ks", "block.y"))
+    if batch:
+        fuse, one = fuse_all(stage, batch, "batch")
+        plan += [*fuse, Bind(stage, one, "block.z")]
+    return [*plan, *(Unroll(stage, x) for x in ("mg", "mv", "ng")), Vectorize(stage, "nv")]
+
+
+def staged_copy(
+    stage: str, row: str, batches: int, stride: int, rows_in_memory: bool, rows: int, t: Tile, c: Config
+) -> list[Step]:
+    """All threads copy a tile to shared memory, in vectors along the dimension that is contiguous in device memory."""
+    outer = (*(f"b{i}" for i in range(batches)), "kb")
+    along, other, extent = (row, "ki", rows) if rows_in_memory else ("ki", row, t.k)
+    width = width_of(stride, extent)
+    return [
+        *copied(stage, outer, (other,), along, width, t.threads),
+        StoreAs(stage, (*outer, "ki", row), pad=(row, int(c["pad"]))),
+    ]
+
+
+def added_parts(batch: tuple[str, ...], t: Tile) -> list[Step]:
+    """The second kernel: a thread for each vector of the output adds the parts in order."""
+    place = (*batch, "mb", "mg", "mt", "mv", "nb", "ng", "nt")
+    fuse, one = fuse_all("out", place, "job")
+    return [
+        *fuse,
+        Split("out", one, 128, "block", "vector", "guard"),
+        Bind("out", "block", "block.x"), Bind("out", "vector", "thread"), Vectorize("out", "nv"),
+        ComputeAt("total", "out", "vector", "register"),
+        Reorder("total", (*place, "ks", "nv")), Unroll("total", "ks"), Vectorize("total", "nv"),
+    ]  # fmt: skip
+
+
+# --- THE FAMILY ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CudaGemm:
+    """Matrix product of ROW matrices in float32; see the module's docstring. ``op`` is ``gemm`` or ``matmul``."""
+
+    name: str = "cuda_gemm"
+    version: int = 1
+    op: str = "gemm"
+    packing: tuple[str, ...] = ()
+
+    def matches(self, workload: Workload, target: Target) -> str | None:
+        """Float32 in layout ROW, on a GPU."""
+        if workload.op != self.op or gpu_of(target) is None:
+            return f"op is {workload.op} for {target.arch}, expected {self.op} for cuda"
+        return unfit(workload)
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        """See :func:`space`."""
+        assert target.gpu is not None
+        return space(product_of(workload), target.gpu)
+
+    def build(self, workload: Workload, config: Config, target: Target) -> Built:
+        """Algorithm + schedule → kernel. Raises InvalidConfig."""
+        p, t = product_of(workload), tile_of(config)
+        name = f"f32_{workload.op}_{t.m}x{t.n}x{t.k}__{target.isa}"
+        return Built(lower(schedule(algorithm(workload, p, t), steps(p, t, config)), name), target.isa)
+
+    def pack(
+        self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
+    ) -> list[np.ndarray]:
+        """Constants as they are, epilogue operands with the output's dimensions merged."""
+        p = product_of(workload)
+        own = [i for i in workload.constants if i < 2]
+        plain = [
+            np.ascontiguousarray(c, np.float32).reshape(operand_buffers(p)[i].shape)
+            for i, c in zip(own, constants, strict=False)
+        ]
+        return [*plain, *RowOperands(workload, 2, p.groups).pack(constants, len(own))]
+
+
+def matmul() -> CudaGemm:
+    """The family for batched matmul."""
+    return CudaGemm("cuda_matmul", op="matmul")
