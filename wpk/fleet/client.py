@@ -24,6 +24,8 @@ from wpk.providers.protocol import Provider
 
 #: Seconds between looks at who is there.
 _LOOK_EVERY = 1.0
+#: Seconds in which a scheduler that is there answers.
+_CONNECT = 10.0
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def _connect(address: str, options: FleetOptions) -> Any:
     try:
         security = options.tls.security("client")
         make: Any = Client  # untyped
-        return make(address, timeout=options.patience, set_as_default=False, security=security, name="wpk")
+        return make(address, timeout=min(options.patience, _CONNECT), set_as_default=False, security=security, name="wpk")
     except (OSError, TimeoutError, ValueError, RuntimeError, TypeError) as error:
         raise FleetError(f"no scheduler answers at {address}: {' '.join(str(error).split())}") from error
 

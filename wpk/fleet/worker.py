@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,7 +45,8 @@ async def _serve(address: str, bench: Bench, threads: int, tls: Tls, patience: f
 
     worker: Any = Worker(
         address, nthreads=threads, name=name, resources=bench.facts.offers(threads), memory_limit=0, death_timeout=patience,
-        startup_information={**DEFAULT_STARTUP_INFORMATION, "wpk": facts}, security=tls.security("worker"), dashboard=False,
+        startup_information={**DEFAULT_STARTUP_INFORMATION, "wpk": facts}, security=tls.security("worker"),
+        dashboard=False, silence_logs=logging.WARNING,
     )  # fmt: skip
     worker.wpk_bench = bench
     try:

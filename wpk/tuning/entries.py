@@ -66,8 +66,8 @@ class Entries(Sequence[Record]):
         self._parsed: dict[int, Record] = {}
         self._positions: dict[str, list[int]] | None = None
 
-    def add(self, record: Record, offset: int = 0, size: int = 0) -> None:
-        """A record that lies at ``offset`` of the file."""
+    def add(self, record: Record, offset: int = 0, size: int = 0, keep: bool = True) -> None:
+        """A record that lies at ``offset`` of the file; without ``keep`` it will be parsed again when it is wanted."""
         key = record.workload.key
         if key not in self.keys:
             self.keys[key] = len(self.forms)
@@ -78,7 +78,8 @@ class Entries(Sequence[Record]):
             offset, size, self.keys[key], self.origins.setdefault(origin, len(self.origins)), config_digest(record.config),
             record.number, m.time, kind,
         )  # fmt: skip
-        self._parsed[len(self)] = record
+        if keep:
+            self._parsed[len(self)] = record
         if self._positions is not None:
             self._positions.setdefault(key, []).append(len(self))
         for column, value in zip(self.columns.values(), row, strict=True):

@@ -30,6 +30,8 @@ from wpk.tuning.record import SCHEMA, Record, Versions, digest, record_from_json
 Seal = dict[str, int]
 
 _CHUNK = 1 << 24
+#: Of so many lines at once, the records are not kept in memory.
+_KEPT = 10_000
 
 
 @dataclass
@@ -291,10 +293,13 @@ def _read_from(file: int, start: int) -> bytes:
 def _take(contents: Contents, data: bytes, path: Path) -> None:
     """Parse lines that follow ``contents.end``. Raises LogError for a damaged line that is not the last."""
     lines = _split(data)
+    keep = len(lines) < _KEPT
+    if not keep and contents.records.lines is None:
+        contents.records.lines = Lines(path)
     for i, line in enumerate(lines):
         number = contents.lines + 1
         try:
-            _take_line(contents, line)
+            _take_line(contents, line, keep)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             if i + 1 < len(lines):
@@ -305,7 +310,7 @@ def _take(contents: Contents, data: bytes, path: Path) -> None:
         contents.checksum = crc32(line, contents.checksum)
 
 
-def _take_line(contents: Contents, line: bytes) -> None:
+def _take_line(contents: Contents, line: bytes, keep: bool) -> None:
     if not line.strip():
         return
     data = json.loads(line)
@@ -315,7 +320,7 @@ def _take_line(contents: Contents, line: bytes) -> None:
         contents.seals.append({str(k): int(v) for k, v in data["seal"].items()})
     else:
         record = record_from_json(data, contents.records.workloads)
-        contents.records.add(record, contents.end, len(line))
+        contents.records.add(record, contents.end, len(line), keep)
 
 
 def _split(data: bytes) -> list[bytes]:
