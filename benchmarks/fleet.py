@@ -13,17 +13,22 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import geometric_mean, median
 from time import perf_counter, sleep
 from typing import Any
 
 from wpk.fleet.client import Fleet
 from wpk.fleet.worker import build_candidate
+from wpk.search.recorded import RecordedSpace, load_space
+from wpk.search.strategy import make_strategy
 from wpk.tuning.log import TuningLog, read_log
 from wpk.tuning.tasks import Task
 from wpk.tuning.tuner import TuneOptions, tune
 
+#: Recorded spaces on which the first guess is not yet good.
+_SPACES = ("conv3x3-64x56", "conv1x1-1024x14-256", "depthwise-272x14", "stem7x7-3x224")
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "unit")]
 
@@ -81,7 +86,7 @@ def throughput(count: int = 2000, size: int = 4) -> dict[str, float]:
 def many(count: int = 96, takes: float = 2.0, each: int = 5, processes: int = 4) -> dict[str, float]:
     """How much of its time a larger fleet measures: workers that sleep, many in a process."""
     with cluster() as made:
-        made.start(processes, takes, count=count // processes)
+        made.start(processes, takes, each=count // processes)
         with Fleet(made.address, TARGET, FACTS) as fleet:
             while fleet.slots != count:
                 sleep(0.2)
@@ -92,6 +97,36 @@ def many(count: int = 96, takes: float = 2.0, each: int = 5, processes: int = 4)
     return {
         "workers": count, "takes": takes, "candidates_per_s": count * each / seconds, "busy": each * takes / seconds,
     }  # fmt: skip
+
+
+def delay(flights: Sequence[int] = (8, 32, 128), trials: int = 192, seeds: int = 5) -> list[dict[str, float]]:
+    """What it costs a search to hear late: the genetic strategy on recorded spaces, with so many candidates under way."""
+    spaces = [load_space(TESTS / "data" / "spaces" / f"{name}.json.xz") for name in _SPACES]
+    rows = []
+    for flight in flights:
+        runs = [_delayed(s, seed, flight, trials) for s in spaces for seed in range(seeds)]
+        ratio = geometric_mean([min(r) / s.optimum for r, s in zip(runs, (s for s in spaces for _ in range(seeds)), strict=True)])
+        firsts = [_first_near(r, s.optimum) for r, s in zip(runs, (s for s in spaces for _ in range(seeds)), strict=True)]
+        rows.append({"in_flight": flight, "measurements": trials, "final_ratio": ratio, "to_within_5pc": median(firsts)})
+    return rows
+
+
+def _delayed(space: RecordedSpace, seed: int, flight: int, trials: int) -> list[float]:
+    """Seconds in the order told; a batch is told when ``flight`` later ones were asked for."""
+    strategy, waiting, times = make_strategy("genetic", space.space, seed), [], []  # type: ignore[var-annotated]
+    while len(times) < trials:
+        while sum(map(len, waiting)) < flight and (asked := strategy.ask(8)):
+            waiting.append(asked)
+        if not waiting:
+            break
+        told = space.tell(waiting.pop(0))
+        strategy.tell(told)
+        times += [seconds for _, seconds in told]
+    return times[:trials]
+
+
+def _first_near(times: Sequence[float], optimum: float) -> int:
+    return next((i + 1 for i, t in enumerate(times) if t <= 1.05 * optimum), len(times) + 1)
 
 
 def kills(times: int, takes: float) -> dict[str, object]:
@@ -138,10 +173,18 @@ def table(found: Mapping[str, Any]) -> str:
         f"{t['candidates_per_s']:.0f} candidates a second (a build and a measurement each, both empty).", "",
         f"{m['workers']} workers, measurements of {m['takes']:g} s: {m['candidates_per_s']:.0f} candidates a second; the devices "
         f"measure {m['busy']:.0%} of the time.", "",
+        *_delays(found["delay"]), "",
         f"{k['killed']} workers killed in the middle of a run of {k['expected_records']} candidates: {k['lost']} lost, "
         f"{k['doubled']} doubled, {k['failures_made_up']} failures made up.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _delays(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    lines = ["The genetic strategy on recorded spaces, told late:", ""]
+    lines.append(f"| candidates under way | best after {rows[0]['measurements']}, over the optimum | to within 5%, median |")
+    lines.append("|---|---|---|")
+    return lines + [f"| {r['in_flight']} | {r['final_ratio']:.3f} | {r['to_within_5pc']:.0f} |" for r in rows]
 
 
 def main() -> None:
@@ -149,10 +192,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--takes", type=float, default=0.1)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--only", default="", help="one part; the others stay as the file has them")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/search/fleet"))
     args = parser.parse_args()
-    found: dict[str, Any] = {"takes": args.takes, "speed": speed(args.takes)}
-    found |= {"throughput": throughput(), "many": many(), "kills": kills(args.kills, args.takes)}
+    parts: dict[str, Callable[[], Any]] = {
+        "speed": lambda: speed(args.takes), "throughput": throughput, "many": many, "delay": delay,
+        "kills": lambda: kills(args.kills, args.takes),
+    }  # fmt: skip
+    kept = json.loads(args.out.with_suffix(".json").read_text()) if args.only else {}
+    found = {**kept, "takes": args.takes, **{n: f() for n, f in parts.items() if args.only in ("", n)}}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(table(found))

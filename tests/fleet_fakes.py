@@ -120,7 +120,7 @@ def cluster(tls: Tls | None = None) -> Iterator[Cluster]:
 def main(arguments: list[str]) -> None:
     """A worker."""
     changes = {k: json.loads(v) for k, v in (a.split("=", 1) for a in arguments[2:])}
-    tls, count = Tls(*map(Path, changes.pop("tls"))), changes.pop("count", 1)
+    tls, count = Tls(*map(Path, changes.pop("tls"))), changes.pop("each", 1)
     benches = [SimBench(replace(FACTS, **changes), float(arguments[1])) for _ in range(count)]
     if count == 1:
         serve(arguments[0], benches[0], tls=tls)
