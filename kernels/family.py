@@ -30,8 +30,15 @@ class Family(Protocol):
     It may have ``packing``: the names of the knobs that ``pack`` reads, so that configs which pack alike share the work.
     """
 
-    name: str
-    version: int
+    @property
+    def name(self) -> str:
+        """What the provider ``generated:<name>`` and records call it."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """See above."""
+        ...
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """None when the family can build ``workload``; else the reason why not."""
