@@ -14,6 +14,7 @@ from wpk.core.errors import InvalidConfig
 from wpk.dsl.affine import linear
 from wpk.dsl.instr import find
 from wpk.dsl.ir import (
+    BLOCK_KINDS,
     THREAD_KINDS,
     Alloc,
     Barrier,
@@ -124,6 +125,8 @@ class _Walk:
                 return [stmt]
             case Alloc():
                 return self.alloc(stmt)
+            case For() if stmt.kind in BLOCK_KINDS:
+                return [replace(stmt, body=self.body(stmt.body))]
             case For() if stmt.kind in THREAD_KINDS:
                 return self.over_threads(stmt)
             case For() if _is_lists(stmt):

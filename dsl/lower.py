@@ -56,6 +56,7 @@ class _Walk:
     reducing: bool
     env: dict[str, Expr] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    begin: tuple[str, ...] = ()  # the loops in front of which the result is initialized, when that is inside the nest
 
     def extents(self) -> dict[str, int]:
         """The extent of every axis and loop, given the cuts taken."""
@@ -131,10 +132,16 @@ class _Lowering:
         over: Box = {a.name: (ZERO, a.extent) for a in stage.reduce.axes}
         reduced = _carried(nest, set(over))
         pure = tuple(n for n in nest.order if n not in reduced)
+        bound = [i for i, n in enumerate(nest.order) if nest.kind(n) in (*BLOCK_KINDS, *THREAD_KINDS)]
+        if bound and not reduced & set(nest.order[: bound[-1]]):
+            begin = nest.order[bound[-1] + 1 :]
+            return self._loops(_Walk(stage, nest, {**box, **over}, True, begin=begin), nest.order)
         start = self._loops(_Walk(stage, nest, box, True), pure, init=True)
         return start + self._loops(_Walk(stage, nest, {**box, **over}, True), nest.order)
 
     def _loops(self, walk: _Walk, order: tuple[str, ...], init: bool = False) -> Body:
+        if walk.begin and walk.begin == order and not init:
+            return self._begun(walk, order)
         if not order:
             return self._leaf(walk, init)
         loop = order[0]
@@ -157,6 +164,18 @@ class _Lowering:
         tail = self._inside(walk, order, init)
         del walk.cut[rel.inner], walk.env[loop]
         return main + tail
+
+    def _begun(self, walk: _Walk, order: tuple[str, ...]) -> Body:
+        """A device's thread initializes its own part of a reduction, then goes on."""
+        assert walk.stage.reduce is not None
+        over = {a.name for a in walk.stage.reduce.axes}
+        box = {a: r for a, r in walk.box.items() if a not in over}
+        begun = _Walk(walk.stage, walk.nest, box, True, dict(walk.env), dict(walk.cut))
+        start = self._loops(begun, tuple(n for n in order if n not in _carried(walk.nest, over)), init=True)
+        walk.begin = ()
+        rest = self._loops(walk, order)
+        walk.begin = order
+        return start + rest
 
     def _for(self, walk: _Walk, order: tuple[str, ...], extent: int, init: bool) -> Body:
         """The loop, in the segments asked for: what the range of a segment decides folds away in it."""

@@ -50,6 +50,7 @@ class CudaStatements(Statements):
         self.threads, self.offsets = threads, offsets
         self.grid = dict.fromkeys(BLOCK_KINDS, 1)
         self.min_blocks = 1
+        self.bound = 0  # loops over threads around
         self.inline: set[str] = set()
         self.wide_loads: dict[int, str] = {}
         self.stmts[Barrier] = lambda _: self.line("__syncthreads();")
@@ -90,8 +91,10 @@ class CudaStatements(Statements):
         _, count = self._constants(loop, linear(loop.start, {}), linear(loop.stop, {}))
         name, size = ("thread", 1) if loop.kind == "thread" else ("warp", 32)
         self._index_name(name)
+        self.bound += 1
         with nullcontext() if count * size == self.threads else self.block(f"if ({name} < {count})"):
             self._bound(loop, name, count)
+        self.bound -= 1
 
     def _index_name(self, name: str) -> None:
         """Declare ``thread``, ``warp`` or ``lane``, once."""
@@ -187,6 +190,14 @@ class CudaStatements(Statements):
     def _prefetch(self, stmt: Prefetch) -> None:
         """Nothing: a GPU hides latency with other warps, and with copies under way."""
 
+    def _store(self, s: Store) -> None:
+        """Outside loops over threads all of them keep the same registers, and one writes memory."""
+        alone = self.bound or self.threads == 1 or self.buffer(s.buffer).buffer.scope in _LOCAL
+        if not alone:
+            self._index_name("thread")
+        with nullcontext() if alone else self.block("if (thread == 0)"):
+            super()._store(s)
+
     # -- wide loads and stores --------------------------------------------------------------------------------------------
 
     def _vector(self, loop: For, start: int, stop: int) -> None:
@@ -225,7 +236,7 @@ class CudaStatements(Statements):
         b = self.buffer(s.buffer)
         outer, self.wide_loads = self.wide_loads, {}
         self._load_wide(s.value, ())
-        at = None if s.op else self._wide_place(s, b)
+        at = None if s.op or not self.bound else self._wide_place(s, b)
         if at is None:
             for k in range(self.lanes):
                 with self.lane_fixed(k):

@@ -1,0 +1,55 @@
+"""The CUDA text of small kernels, byte for byte, and their IR: a refactoring changes none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from wpk.core.pointwise import parse
+from wpk.core.result import Config
+from wpk.core.tensor import TensorType
+from wpk.core.workload import Workload
+from wpk.dsl.codegen.cuda import emit
+from wpk.dsl.printer import show
+from wpk.dsl.verify import verify
+from wpk.kernels.cuda.eltwise import CudaEltwise
+from wpk.kernels.cuda.gemm import CudaGemm
+from wpk.kernels.family import Family
+from wpk.settings import shipped_target
+
+Golden = Callable[[str, str], None]
+
+TILE: Config = {
+    "tile_m": 4, "tile_n": 4, "lanes_m": 4, "warps_m": 1, "warps_n": 2, "tile_k": 16, "split_k": 1, "pad": 4,
+    "unroll_k": 8, "order": "nm", "group": 1, "min_blocks": 2,
+}  # fmt: skip
+
+
+def _types(*shapes: tuple[int, ...], dtype: str = "float32") -> tuple[TensorType, ...]:
+    return tuple(TensorType(dtype, s) for s in shapes)
+
+
+_BIAS = Workload("eltwise", _types((2, 24, 14), (24, 1)), _types((2, 24, 14)), (), parse("relu(add(in0,in1))"), (1,))
+_HALF = Workload("eltwise", _types((64, 96), dtype="float16"), _types((64, 96), dtype="float16"), (), parse("sigmoid(in0)"))
+_PRODUCT = Workload(
+    "gemm", _types((70, 48), (48, 64), (64,)), _types((70, 64)), (("trans_a", False), ("trans_b", False)),
+    parse("relu(add(acc,in2))"), (1, 2),
+)  # fmt: skip
+
+EXAMPLES: tuple[tuple[str, Family, Workload, Config], ...] = (
+    ("eltwise_bias", CudaEltwise(), _BIAS, {"width": 2, "vectors": 1, "threads": 128}),
+    ("eltwise_half", CudaEltwise(), _HALF, {"width": 8, "vectors": 2, "threads": 64}),
+    ("gemm", CudaGemm(), _PRODUCT, TILE),
+    ("gemm_split", CudaGemm(), _PRODUCT, {**TILE, "split_k": 3}),
+)
+
+
+@pytest.mark.parametrize(("name", "family", "workload", "config"), EXAMPLES, ids=lambda v: v if isinstance(v, str) else "")
+def test_cuda(name: str, family: Family, workload: Workload, config: Config, golden: Golden) -> None:
+    target = shipped_target("h200-sm_90a")
+    assert family.matches(workload, target) is None
+    built = family.build(workload, config, target)
+    verify(built.kernel)
+    golden(f"cuda/{name}.txt", show(built.kernel))
+    golden(f"cuda/{name}.cu", emit(built.kernel, built.isa).text)
