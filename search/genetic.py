@@ -30,16 +30,18 @@ class GeneticOptions:
     """Population size, elite size, tournament size, and the shares of the ways a child comes about.
 
     ``cross``, ``climb`` (a neighbour of an elite member) and ``fresh`` (random) are probabilities; the rest is mutation.
-    ``brood``: children made for each that is proposed; ``blind``: the share of proposals made without comparing any.
+    ``brood``: children made for each that is proposed; ``blind``: the share of proposals made without comparing any. A run has
+    100 to 200 measurements: a population of 12 breeds from the second batch on, and many random children in a brood cost
+    nothing, for those that inherit little are not measured. On recorded spaces results vary little around these values.
     """
 
-    population: int = 16
+    population: int = 12
     elite: int = 4
     tournament: int = 3
-    cross: float = 0.45
+    cross: float = 0.35
     climb: float = 0.2
-    fresh: float = 0.08
-    brood: int = 4
+    fresh: float = 0.3
+    brood: int = 16
     blind: float = 0.1
 
 
