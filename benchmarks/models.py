@@ -151,7 +151,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--against", default="onnxruntime", help="onnxruntime, openvino or both, comma-separated"
     )
     parser.add_argument("--budget", default="120s", help="tuning time for each model")
-    parser.add_argument("--strategy", default="genetic")
+    parser.add_argument("--strategy", default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--providers", default=None, help="comma-separated; default: all that are installed")

@@ -168,7 +168,9 @@ def test_first_configs_come_first_and_known_ones_never(name: str) -> None:
 
 
 def test_hints_of_other_spaces_are_repaired_or_left_out() -> None:
-    space = Space((Ordered("a", (1, 2, 4), 1), Ordered("b", (1, 2, 4), 1)), (lambda c: int(c["a"]) * int(c["b"]) <= 4,))
+    space = Space(
+        (Ordered("a", (1, 2, 4), 1), Ordered("b", (1, 2, 4), 1)), (lambda c: int(c["a"]) * int(c["b"]) <= 4,)
+    )
     hints: list[Config] = [{"a": 4, "b": 4}, {"a": 28, "b": 2}, {"c": 1}, {"a": 2, "b": 2}]
     begun = beginning(space, hints)
     assert begun[0] == space.default() and all(map(space.valid, begun)) and {"a": 2, "b": 2} in begun
