@@ -27,7 +27,7 @@ from wpk.tuning.log import TuningLog, read_log
 from wpk.tuning.tasks import Task
 from wpk.tuning.tuner import TuneOptions, tune
 
-#: Recorded spaces on which the first guess is not yet good.
+#: Recorded spaces of four kinds of convolution.
 _SPACES = ("conv3x3-64x56", "conv1x1-1024x14-256", "depthwise-272x14", "stem7x7-3x224")
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "unit")]
