@@ -19,6 +19,7 @@ from wpk.dsl.ir import (
     Alloc,
     Barrier,
     Binary,
+    Buffer,
     Cast,
     Expr,
     For,
@@ -99,6 +100,7 @@ class _Walk:
         self.whole = True
         self.inside = False
         self.blocks: set[str] = set()
+        self.managed: set[str] = set()  # buffers of pipelines, which have barriers of their own
         self.pending = _Pending()
 
     def kernels(self, body: Body) -> Body:
@@ -123,6 +125,8 @@ class _Walk:
             case Barrier():
                 self.pending.clear()
                 return [stmt]
+            case Alloc() if stmt.buffer.slots > 1 and stmt.buffer.name not in self.managed:
+                return self.pipelined(stmt)
             case Alloc():
                 return self.alloc(stmt)
             case For() if stmt.kind in BLOCK_KINDS:
@@ -139,7 +143,7 @@ class _Walk:
         return self.leaf(stmt)
 
     def alloc(self, stmt: Alloc) -> list[Stmt]:
-        if stmt.buffer.scope != "block":
+        if stmt.buffer.scope != "block" or stmt.buffer.name in self.managed:
             return [replace(stmt, body=self.body(stmt.body))]
         name = stmt.buffer.name
         self.blocks.add(name)
@@ -148,6 +152,19 @@ class _Walk:
         self.blocks.discard(name)
         self.pending.gone.add(name)
         return [done]
+
+    def pipelined(self, stmt: Alloc) -> list[Stmt]:
+        """Slots are kept apart by the pipeline's barriers; as a whole it writes, and reads last, shared memory."""
+        names = {a.name for a in _slotted_buffers(stmt)}
+        self.blocks |= names
+        before = self.leaf(stmt)[:-1]
+        self.blocks -= names
+        self.managed |= names
+        done = self.alloc(stmt)
+        self.managed -= names
+        self.pending.read |= names
+        self.pending.gone |= names
+        return [*before, *done]
 
     def is_one_step(self, stmt: For) -> bool:
         """Do the iterations of a loop, once begun, not wait for each other?"""
@@ -191,6 +208,13 @@ class _Walk:
         self.pending.read |= reads
         self.pending.written |= writes
         return [*before, stmt]
+
+
+def _slotted_buffers(stmt: Stmt) -> list[Buffer]:
+    """Buffers of a pipeline, which are allocated directly inside each other."""
+    if isinstance(stmt, Alloc) and stmt.buffer.slots > 1:
+        return [stmt.buffer, *(b for s in stmt.body for b in _slotted_buffers(s))]
+    return []
 
 
 def _waits(stmt: Stmt) -> bool:

@@ -7,28 +7,13 @@ is written), ``scalar`` as one element, ``pointer`` as the address of the first 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from wpk.core.errors import InternalError
-from wpk.dsl.ir import (
-    Alloc,
-    Barrier,
-    Binary,
-    Cast,
-    Expr,
-    For,
-    If,
-    Invoke,
-    Load,
-    Prefetch,
-    Select,
-    Stmt,
-    Store,
-    Unary,
-    Var,
-)
+from wpk.dsl.ir import Alloc, Barrier, Binary, Expr, For, If, Invoke, Stmt, Store, Var
+from wpk.dsl.rewrite import Rewrite
 
 OperandKind = Literal["vector", "scalar", "pointer"]
 Access = Literal["in", "out", "inout"]
@@ -101,42 +86,15 @@ def expand(invoke: Invoke) -> tuple[Stmt, ...]:
         tail = tuple(Binary("+", base, i) for base, i in zip(at[lead:], indices, strict=True)) if rank else ()
         return actual, at[:lead] + tail
 
-    return tuple(_rewrite(s, moved, f"{instr.name}_") for s in instr.meaning)
+    known = (For, Store, If, Alloc, Barrier)
+    if any(not isinstance(s, known) for s in _statements(instr.meaning)):
+        raise InternalError("an instruction's meaning holds loops, stores, ifs and allocs only")
+    prefix = f"{instr.name}_"
+    return Rewrite(lambda name: Var(prefix + name), moved, lambda name: prefix + name).body(instr.meaning)
 
 
-Move = Callable[[str, tuple[Expr, ...]], tuple[str, tuple[Expr, ...]]]
-
-
-def _rewrite(stmt: Stmt, move: Move, prefix: str) -> Stmt:
-    """Loads and stores of operands go to the windows; loop variables get ``prefix`` so that they hide nothing."""
-
-    def expr(e: Expr) -> Expr:
-        if isinstance(e, Var):
-            return Var(prefix + e.name)
-        if isinstance(e, Load):
-            return Load(*move(e.buffer, tuple(map(expr, e.indices))))
-        if isinstance(e, Binary):
-            return Binary(e.op, expr(e.a), expr(e.b))
-        if isinstance(e, Select):
-            return Select(expr(e.cond), expr(e.a), expr(e.b))
-        if isinstance(e, Unary | Cast):
-            return replace(e, a=expr(e.a))
-        return e
-
-    def body(stmts: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-        return tuple(_rewrite(s, move, prefix) for s in stmts)
-
-    match stmt:
-        case For():
-            return replace(stmt, var=prefix + stmt.var, start=expr(stmt.start), stop=expr(stmt.stop), body=body(stmt.body))
-        case Store():
-            buffer, indices = move(stmt.buffer, tuple(map(expr, stmt.indices)))
-            return Store(buffer, indices, expr(stmt.value), stmt.op)
-        case If():
-            return If(expr(stmt.cond), body(stmt.body))
-        case Alloc():
-            return Alloc(stmt.buffer, body(stmt.body))
-        case Barrier():
-            return stmt
-        case Prefetch() | Invoke():
-            raise InternalError("an instruction's meaning holds loops, stores, ifs and allocs only")
+def _statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+    for stmt in body:
+        yield stmt
+        if isinstance(stmt, For | If | Alloc):
+            yield from _statements(stmt.body)

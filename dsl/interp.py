@@ -23,6 +23,7 @@ from wpk.dsl.ir import (
     Binary,
     Buffer,
     Cast,
+    Commit,
     Const,
     Expr,
     For,
@@ -269,7 +270,7 @@ class _Source:
                 self.alloc(stmt, indent, depth)
             case Invoke():
                 self.body(expand(stmt), indent, depth)
-            case Prefetch() | Barrier():
+            case Prefetch() | Barrier() | Commit():
                 self.line(indent, "pass")
 
     def alloc(self, stmt: Alloc, indent: int, depth: int) -> None:

@@ -1,7 +1,7 @@
 """The IR grammar: the only place that defines nodes.
 
     expr   := Const | Var | Load | Binary | Unary | Select | Cast
-    stmt   := For | Store | If | Alloc | Prefetch | Invoke | Barrier
+    stmt   := For | Store | If | Alloc | Prefetch | Invoke | Barrier | Commit
     kernel := name, params (buffers), body (stmts)
 
 A program means what :mod:`wpk.dsl.interp` computes: every loop kind runs its iterations in order there, so `kind` is a
@@ -158,7 +158,8 @@ def wrap(value: Operand) -> Expr:
 class Buffer:
     """Storage: dtype, static row-major shape, scope. ``values`` (flat) makes it a constant table, foldable when unrolled.
 
-    ``access`` of a global buffer is ``in`` or ``out``.
+    ``access`` of a global buffer is ``in`` or ``out``. With ``slots`` > 1 the first dimension counts what a pipeline has under
+    way: it is written that many iterations ahead, and the pipeline's own barriers keep writers and readers apart.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Buffer:
     scope: Scope = "global"
     access: Literal["in", "out"] = "in"
     values: tuple[float, ...] | None = None
+    slots: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +190,16 @@ class For:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """``buffer[indices] = value``, or ``op=`` when ``op`` is set."""
+    """``buffer[indices] = value``, or ``op=`` when ``op`` is set.
+
+    ``ahead``: nobody reads it before a Barrier that waits for its group (:class:`Commit`), so it may be under way until then.
+    """
 
     buffer: str
     indices: tuple[Expr, ...]
     value: Expr
     op: str = ""
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +238,20 @@ class Invoke:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """All threads of a block wait for each other (GPU); nothing on a CPU, where parallel loops end in a barrier."""
+    """All threads of a block wait for each other (GPU); nothing on a CPU, where parallel loops end in a barrier.
+
+    ``wait``: each first waits until all but its last so many groups of stores ahead are done.
+    """
+
+    wait: int | None = None
 
 
-Stmt = For | Store | If | Alloc | Prefetch | Invoke | Barrier
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The thread's stores ahead since the last one are a group."""
+
+
+Stmt = For | Store | If | Alloc | Prefetch | Invoke | Barrier | Commit
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from wpk.dsl.ir import (
     Unary,
     Var,
 )  # fmt: skip
+from wpk.dsl.pipeline import pipeline
 from wpk.dsl.schedule import FuseOf, Nest, PrefetchOf, Scheduled, ScheduleError, SplitOf
 from wpk.dsl.tensorize import match
 
@@ -192,6 +193,8 @@ class _Lowering:
             del walk.env[loop]
             return body
         var = f"{walk.stage.name}_{loop}"
+        if self.s.pipelines.get(walk.stage.name, ("", 0))[0] == loop and not init:
+            return self._pipelined(walk, order, end)
         outside, self.parallel = self.parallel, self.parallel or kind == "parallel" or kind in BLOCK_KINDS
         if kind in THREAD_KINDS:
             self.threads.add(var)
@@ -211,6 +214,34 @@ class _Lowering:
         if target and target[0] == loop and not init:
             return (match(done, find(target[1]), self.ranges),)
         return done
+
+    def _pipelined(self, walk: _Walk, order: tuple[str, ...], count: int) -> Body:
+        """The loop as a pipeline over the block stages computed in it."""
+        loop, name = order[0], walk.stage.name
+        var, depth = f"{name}_{loop}", self.s.pipelines[name][1]
+        rel = next((r for r in walk.nest.relations if isinstance(r, SplitOf) and r.outer == loop), None)
+        if rel is not None and rel.tail == "cut" and walk.extents()[rel.parent] % rel.factor:
+            raise ScheduleError(f"pipeline {name}.{loop}: it counts the tiles of a split with a cut tail")
+        placed = [self.stages[n] for n in self.order if self.s.placement(n).at == (name, loop)]
+        ahead = [t for t in placed if self.s.placement(t.name).scope == "block"]
+        if not ahead:
+            raise ScheduleError(f"pipeline {name}.{loop}: no block stage is computed there")
+        with self._ranged(var, 0, count):
+            walk.env[loop] = Var(var)
+            boxes = self._boxes(walk, order[1:])
+            made = [(self._buffer(t, boxes[t.name]), self._kept(t, boxes[t.name])) for t in ahead]
+            use = self._chain(
+                [t for t in placed if t not in ahead], boxes, lambda: self._loops(walk, order[1:])
+            )
+            for t in ahead:
+                del self.bases[t.name]
+            del walk.env[loop]
+        return pipeline(var, count, depth, made, use)
+
+    def _kept(self, stage: Stage, box: Box) -> Body:
+        """What makes a stage, which stays live."""
+        self.bases[stage.name] = {a: base for a, (base, _) in box.items()}
+        return self._produce(stage, box)
 
     @contextmanager
     def _ranged(self, var: str, first: int, end: int) -> Iterator[None]:

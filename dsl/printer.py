@@ -10,6 +10,7 @@ from wpk.dsl.ir import (
     Binary,
     Buffer,
     Cast,
+    Commit,
     Const,
     Expr,
     For,
@@ -41,7 +42,8 @@ def show(kernel: Kernel) -> str:
 
 def _buffer(b: Buffer) -> str:
     values = f" = {', '.join(f'{v:g}' for v in b.values)}" if b.values is not None else ""
-    return f"{b.name}: {b.dtype}[{', '.join(map(str, b.shape))}] {b.scope}{values}"
+    slots = f" slots {b.slots}" if b.slots > 1 else ""
+    return f"{b.name}: {b.dtype}[{', '.join(map(str, b.shape))}] {b.scope}{slots}{values}"
 
 
 def _body(stmts: tuple[Stmt, ...], depth: int) -> Iterator[str]:
@@ -59,7 +61,8 @@ def _stmt(stmt: Stmt, depth: int) -> Iterator[str]:
             yield from _body(stmt.body, depth + 1)
         case Store():
             op = stmt.op if stmt.op in ("", "+") else f"{stmt.op} "
-            yield f"{pad}{_access(stmt.buffer, stmt.indices)} {op}= {show_expr(stmt.value)}"
+            ahead = "ahead " if stmt.ahead else ""
+            yield f"{pad}{ahead}{_access(stmt.buffer, stmt.indices)} {op}= {show_expr(stmt.value)}"
         case If():
             yield f"{pad}if {show_expr(stmt.cond)}:"
             yield from _body(stmt.body, depth + 1)
@@ -73,7 +76,9 @@ def _stmt(stmt: Stmt, depth: int) -> Iterator[str]:
             operands = ", ".join(_access(name, at) for name, at in stmt.operands)
             yield f"{pad}{stmt.instr}({operands})"
         case Barrier():
-            yield f"{pad}barrier"
+            yield f"{pad}barrier" + (f" wait {stmt.wait}" if stmt.wait is not None else "")
+        case Commit():
+            yield f"{pad}commit"
 
 
 def _access(name: str, indices: tuple[Expr, ...]) -> str:

@@ -95,6 +95,7 @@ class Scheduled:
     prefetches: dict[str, tuple[PrefetchOf, ...]] = field(default_factory=dict)
     instructions: dict[str, tuple[str, str]] = field(default_factory=dict)
     segments: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+    pipelines: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def nest(self, stage: str) -> Nest:
         """The nest of a stage; by default its axes in order, then its reduction axes."""
@@ -122,8 +123,9 @@ def _require_free(s: Scheduled, stage: str, loops: Iterable[str], where: str) ->
     hinted = {p.loop: f"prefetch of {p.tensor}" for p in s.prefetches.get(stage, ())}
     named = {s.instructions[stage][0]: s.instructions[stage][1]} if stage in s.instructions else {}
     cut = {loop: "segment" for owner, loop in s.segments if owner == stage}
+    piped = {s.pipelines[stage][0]: "pipeline"} if stage in s.pipelines else {}
     for loop in loops:
-        user = {**placed, **hinted, **named, **cut}.get(loop)
+        user = {**placed, **hinted, **named, **cut, **piped}.get(loop)
         _require(user is None, f"{where}: {user} is attached to {loop}")
 
 
@@ -374,6 +376,30 @@ class Bind(_Mark):
 
 
 @dataclass(frozen=True)
+class Pipeline:
+    """Make the block stages computed in a loop ``depth - 1`` iterations ahead, in ``depth`` slots of shared memory.
+
+        for k: s = x[k]; use(s)     →     s[0] = x[0];  for k: s[(k+1) % 2] = x[k+1]; use(s[k % 2])          (depth 2)
+
+    Copies from device memory are asynchronous (``cp.async``) where they move 4, 8 or 16 bytes unchanged.
+    TVM ``software_pipeline``, Triton ``num_stages``.
+    """
+
+    stage: str
+    loop: str
+    depth: int
+
+    def apply(self, s: Scheduled) -> Scheduled:
+        nest, where = s.nest(self.stage), f"pipeline {self.stage}.{self.loop}"
+        _require(self.loop in nest.order, f"{where}: no such loop, found {nest.order}")
+        _require(nest.kind(self.loop) == "serial", f"{where}: a {nest.kind(self.loop)} loop has no order")
+        _require((self.stage, self.loop) not in s.segments, f"{where}: the loop is in segments")
+        _require(self.depth >= 2, f"{where}: depth {self.depth} is below 2")
+        _require(self.stage not in s.pipelines, f"{where}: the stage has a pipeline")
+        return replace(s, pipelines={**s.pipelines, self.stage: (self.loop, self.depth)})
+
+
+@dataclass(frozen=True)
 class Segment:
     """Run a loop in pieces that meet at ``points`` (negative: from the end); what a piece's range decides folds away in it.
 
@@ -620,6 +646,7 @@ Step = (
     | Tensorize
     | Parallel
     | Bind
+    | Pipeline
     | Segment
     | ComputeAt
     | StoreAs
@@ -639,6 +666,6 @@ def schedule(algorithm: Algorithm, steps: Iterable[Step]) -> Scheduled:
 
 
 __all__ = [
-    "Bind", "CacheRead", "ComputeAt", "Fuse", "Inline", "Nest", "Parallel", "Placement", "Prefetch", "RFactor", "Reorder",
-    "ScheduleError", "Scheduled", "Segment", "Split", "Step", "StoreAs", "Tensorize", "Unroll", "Vectorize", "schedule",
+    "Bind", "CacheRead", "ComputeAt", "Fuse", "Inline", "Nest", "Parallel", "Pipeline", "Placement", "Prefetch", "RFactor",
+    "Reorder", "ScheduleError", "Scheduled", "Segment", "Split", "Step", "StoreAs", "Tensorize", "Unroll", "Vectorize", "schedule",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from wpk.dsl.ir import (
     Binary,
     Buffer,
     Cast,
+    Commit,
     Const,
     Expr,
     For,
@@ -88,6 +89,8 @@ class _Verifier:
             raise InternalError(f"buffer {b.name} has unknown scope {b.scope} or access {b.access}")
         if any(n < 1 for n in b.shape):
             raise InternalError(f"buffer {b.name} has shape {b.shape}, expected positive extents")
+        if b.slots > 1 and (b.scope != "block" or not b.shape or b.shape[0] != b.slots):
+            raise InternalError(f"buffer {b.name} of shape {b.shape} cannot have {b.slots} slots")
         if b.values is not None and len(b.values) != prod(b.shape):
             raise InternalError(f"table {b.name} has {len(b.values)} values for shape {b.shape}")
 
@@ -111,7 +114,7 @@ class _Verifier:
                 self.indices(stmt.buffer, stmt.indices, hint=True)
             case Invoke():
                 self.invoke(stmt)
-            case Barrier():
+            case Barrier() | Commit():
                 pass
             case _:
                 raise InternalError(f"unknown statement {type(stmt).__name__}")
@@ -213,6 +216,8 @@ class _Verifier:
             raise InternalError(f"{b.name} is stored to, but is an input or a constant table")
         if s.op not in REDUCE_OPS:
             raise InternalError(f"store to {b.name} combines with unknown operator {s.op}")
+        if s.ahead and (b.slots == 1 or s.op):
+            raise InternalError(f"store ahead to {b.name}, which has no slots for it, or that combines")
         self.expr(s.value)
 
     def invoke(self, stmt: Invoke) -> None:

@@ -25,6 +25,8 @@ from wpk.dsl.ir import (
     Binary,
     Buffer,
     Cast,
+    Commit,
+    Const,
     Expr,
     For,
     If,
@@ -53,7 +55,8 @@ class CudaStatements(Statements):
         self.bound = 0  # loops over threads around
         self.inline: set[str] = set()
         self.wide_loads: dict[int, str] = {}
-        self.stmts[Barrier] = lambda _: self.line("__syncthreads();")
+        self.stmts[Barrier] = self._barrier
+        self.stmts[Commit] = lambda _: self.line("cp_async_commit();")
         self.used |= {"thread", "warp", "lane", "workspace", "wpk_shared"}
 
     # -- loops ----------------------------------------------------------------------------------------------------------
@@ -112,6 +115,28 @@ class CudaStatements(Statements):
             self.body(loop.body)
             del self.ranges[loop.var], self.wide[loop.var], self.vars[loop.var]
 
+    def _if(self, stmt: If) -> None:
+        """Inside ``if (k + 2 < n)`` the range of k is known to be shorter."""
+        narrow = self._bounded(stmt.cond)
+        if narrow is None:
+            return super()._if(stmt)
+        name, last = narrow
+        with self.block(f"if ({self.cond(stmt.cond)})"), self.at_place(id(stmt)):
+            ranges, wide = self.ranges[name], self.wide[name]
+            self.ranges[name] = self.wide[name] = (ranges[0], min(ranges[1], last))
+            self.body(stmt.body)
+            self.ranges[name], self.wide[name] = ranges, wide
+
+    def _bounded(self, cond: Expr) -> tuple[str, int] | None:
+        """(variable of a loop, its last value) where a condition bounds one and is not known."""
+        if not isinstance(cond, Binary) or cond.op != "<" or self.lane is not None:
+            return None
+        form = linear(cond.b, self.ranges).plus(linear(cond.a, self.ranges), -1)
+        if len(form.terms) != 1 or self.cond(cond).const is not None:
+            return None
+        ((atom, factor),) = form.terms.items()
+        return (atom.name, form.const - 1) if isinstance(atom, Var) and factor == -1 else None
+
     # -- places in memory -----------------------------------------------------------------------------------------------
 
     def _binding(self, stmt: Alloc) -> Binding:
@@ -169,6 +194,10 @@ class CudaStatements(Statements):
             b.name = self.unit.table(b.buffer)
         return self.widen(Val(self._element(b, const, terms), ATOM, 0, b.buffer.dtype))
 
+    def _select(self, e: Select) -> Val:
+        known = self.fixed is not None and id(e.a) in self.wide_loads and _is_zero(e.b)
+        return self.eval(e.a) if known else super()._select(e)  # a wide load is zero where its condition fails
+
     def widen(self, raw: Val) -> Val:
         """An element as loaded, in the dtype it computes as."""
         if raw.dtype not in COMPUTE:
@@ -190,13 +219,47 @@ class CudaStatements(Statements):
     def _prefetch(self, stmt: Prefetch) -> None:
         """Nothing: a GPU hides latency with other warps, and with copies under way."""
 
+    def _barrier(self, stmt: Barrier) -> None:
+        if stmt.wait is not None:
+            self.line(f"cp_async_wait<{stmt.wait}>();")
+        self.line("__syncthreads();")
+
     def _store(self, s: Store) -> None:
         """Outside loops over threads all of them keep the same registers, and one writes memory."""
         alone = self.bound or self.threads == 1 or self.buffer(s.buffer).buffer.scope in _LOCAL
         if not alone:
             self._index_name("thread")
         with nullcontext() if alone else self.block("if (thread == 0)"):
-            super()._store(s)
+            if not (s.ahead and self._copy_ahead(s, 1)):
+                super()._store(s)
+
+    def _copy_ahead(self, s: Store, lanes: int) -> bool:
+        """An asynchronous copy of ``lanes`` elements; False where the value is no plain copy of 4, 8 or 16 bytes."""
+        load, conditions = (s.value.a, [s.value.cond]) if isinstance(s.value, Select) else (s.value, [])
+        if not isinstance(load, Load) or (isinstance(s.value, Select) and not _is_zero(s.value.b)):
+            return False
+        source, target = self.buffer(load.buffer), self.buffer(s.buffer)
+        size = lanes * C_TYPES[target.buffer.dtype][2]
+        scopes = source.buffer.scope in ("global", "shared") and source.values is None and target.buffer.scope == "block"
+        if not scopes or source.buffer.dtype != target.buffer.dtype or size not in (4, 8, 16):
+            return False
+        if lanes > 1:
+            if not all(map(self._uniform, conditions)):
+                return False
+            to, at = self._wide_place(s, target), self._wide_place(load, source)
+            valid = [self._lane_zero(c) for c in conditions]
+        else:
+            to, at = (
+                "&" + self._element(b, *self.address(x, b)[:2]) for x, b in ((s, target), (load, source))
+            )
+            valid = [self.cond(c) for c in conditions]
+        if to is None or at is None:
+            return False
+        test = " && ".join(str(c) for c in valid if c.const is None) or "true"
+        if all(c.const is not False for c in valid):
+            self.line(f"cp_async<{size}>({to}, {at}, {test});")
+            return True
+        return False
 
     # -- wide loads and stores --------------------------------------------------------------------------------------------
 
@@ -234,21 +297,28 @@ class CudaStatements(Statements):
 
     def _wide_store(self, s: Store) -> None:
         b = self.buffer(s.buffer)
+        if s.ahead and self._copy_ahead(s, self.lanes):
+            return
         outer, self.wide_loads = self.wide_loads, {}
+        if s.ahead and C_TYPES[b.buffer.dtype][2] >= 4:
+            return self._by_lanes(s)
         self._load_wide(s.value, ())
         at = None if s.op or not self.bound else self._wide_place(s, b)
         if at is None:
-            for k in range(self.lanes):
-                with self.lane_fixed(k):
-                    self._store(s)
+            self._by_lanes(s)
         else:
             dtype = b.buffer.dtype
             if isinstance(s.value, Load) and id(s.value) in self.wide_loads and self.buffer(s.value.buffer).buffer.dtype == dtype:
                 value = self.wide_loads[id(s.value)]
             else:
                 value = f"{self.cuda.vector(dtype, self.lanes)}{{{{{', '.join(self._lane_values(s.value, b))}}}}}"
-            self.line(f"*({self.cuda.vector(dtype, self.lanes)} *){at} = {value};")
+            self.line(f"*({self.cuda.vector(dtype, self.lanes)} *){_atom(at)} = {value};")
         self.wide_loads = outer
+
+    def _by_lanes(self, s: Store) -> None:
+        for k in range(self.lanes):
+            with self.lane_fixed(k):
+                self._store(s)
 
     def _lane_values(self, value: Expr, b: Binding) -> Iterator[str]:
         for k in range(self.lanes):
@@ -280,10 +350,10 @@ class CudaStatements(Statements):
         tests = " && ".join(within(str(c), c.prec, 5) for c in known if c.const is None)
         name = self.claim(f"v{self.number()}")
         if not tests:
-            self.line(f"const {vector} {name} = *(const {vector} *){at};")
+            self.line(f"const {vector} {name} = *(const {vector} *){_atom(at)};")
         else:
             self.line(f"{vector} {name} = {{}};")
-            self.line(f"if ({tests}) {name} = *(const {vector} *){at};")
+            self.line(f"if ({tests}) {name} = *(const {vector} *){_atom(at)};")
         return name
 
     def _wide_place(self, node: Load | Store, b: Binding) -> str | None:
@@ -295,7 +365,7 @@ class CudaStatements(Statements):
         if stride != 1 or const % self.lanes or any(k % self.lanes for _, k in terms):
             return None
         pointer, subscript = self._place(b, const, terms)
-        return pointer if subscript == "0" else f"({pointer} + {subscript})"
+        return pointer if subscript == "0" else f"{pointer} + {subscript}"
 
     def _uniform(self, cond: Expr) -> bool:
         """Does a condition hold for all lanes or for none?"""
@@ -320,6 +390,14 @@ class CudaStatements(Statements):
         """Is ``form + stride * lane`` of one sign for all lanes, given that the form moves by multiples of the lanes?"""
         whole = all(k % self.lanes == 0 for k in factors)  # type: ignore[attr-defined]
         return whole and first % self.lanes == 0
+
+
+def _atom(text: str) -> str:
+    return f"({text})" if " " in text and not (text.startswith("(") and text.endswith(")")) else text
+
+
+def _is_zero(e: Expr) -> bool:
+    return isinstance(e, Const) and e.value == 0
 
 
 def _reads_tables(body: tuple[Stmt, ...], var: str, bound: dict[str, Binding]) -> bool:

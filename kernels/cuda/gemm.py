@@ -22,7 +22,18 @@ from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
 from wpk.dsl.ir import Buffer, Const, Expr, Load, Select
 from wpk.dsl.lower import lower
-from wpk.dsl.schedule import Bind, ComputeAt, Reorder, Split, Step, StoreAs, Unroll, Vectorize, schedule
+from wpk.dsl.schedule import (
+    Bind,
+    ComputeAt,
+    Pipeline,
+    Reorder,
+    Split,
+    Step,
+    StoreAs,
+    Unroll,
+    Vectorize,
+    schedule,
+)
 from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
 from wpk.kernels.epilogue import ZERO
 from wpk.kernels.family import Built
@@ -162,7 +173,9 @@ def space(p: Product, gpu: Gpu) -> Space:
         Ordered("tile_k", tuple(k for k in (4, 8, 16, 32, 64) if k == 4 or k < 2 * p.k), 8 if p.k >= 8 else 4),
         Ordered("split_k", tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s == 1 or 2 * s <= steps), 1),
         Ordered("pad", (0, 4), 4),
-        Ordered("unroll_k", (1, 2, 4, 8, 16), 8),
+        Choice("rows", ("kept", "turned"), "kept"),
+        Ordered("stages", (1, 2, 3, 4), 2),
+        Ordered("unroll_k", (1, 2, 4, 8, 16), 4),
         Choice("order", ("mn", "nm"), "nm"),
         Ordered("group", (1, 2, 4, 8), 1),
         Ordered("min_blocks", (1, 2, 3, 4), 1),
@@ -187,14 +200,17 @@ def limits_of(p: Product, gpu: Gpu) -> tuple[Constraint, ...]:
 
 
 def registers(c: Config) -> int:
-    """Registers of a thread: its tile, a row and a column of operands, addresses."""
+    """Registers of a thread: its tile, operands of the steps that are unrolled, addresses."""
     m, n = int(c["tile_m"]), int(c["tile_n"])
-    return m * n + m + n + 24
+    held = min(int(c["unroll_k"]), 4) if c["rows"] == "kept" else 1
+    return m * n + (m + n) * held + 24
 
 
 def shared_bytes(c: Config) -> int:
     """Shared memory of a block."""
-    return 4 * int(c["tile_k"]) * (rows_of(c) + columns_of(c) + 2 * int(c["pad"])) + 256
+    k, pad = int(c["tile_k"]), int(c["pad"])
+    one = max((k + pad) * (rows_of(c) + columns_of(c)), k * (rows_of(c) + columns_of(c) + 2 * pad))
+    return int(c["stages"]) * (4 * one + 256)
 
 
 def rows_of(c: Config) -> int:
@@ -257,7 +273,8 @@ def steps(p: Product, t: Tile, c: Config) -> list[Step]:
     """
     first = "part" if t.split > 1 else "out"
     batch = tuple(f"b{i}" for i in range(len(p.batch)))
-    unroll = int(c["unroll_k"])
+    unroll, depth, by_rows = int(c["unroll_k"]), int(c["stages"]), c["rows"] == "kept"
+    a_kept, b_kept = by_rows and not p.trans_a, by_rows and p.trans_b
     plan = block_tile(first, batch, t, c)
     plan += [
         ComputeAt("acc", first, "thread", "register"),
@@ -266,12 +283,24 @@ def steps(p: Product, t: Tile, c: Config) -> list[Step]:
                         "mg", "mv", "ng", "nv")),
         *(Unroll("acc", x) for x in ("ki_u", "mg", "mv", "ng", "nv")),
         ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
-        ComputeAt("ar", "acc", "ki_u", "register"), Unroll("ar", "mg"), Vectorize("ar", "mv"),
-        ComputeAt("br", "acc", "ki_u", "register"), Unroll("br", "ng"), Vectorize("br", "nv"),
+        *operand("ar", "m", batch, unroll, a_kept), *operand("br", "n", batch, unroll, b_kept),
+        *([Pipeline("acc", "ko", depth)] if depth > 1 else []),
     ]  # fmt: skip
-    plan += staged_copy("as", "m", len(p.a_batch), p.m if p.trans_a else p.k, p.trans_a, t.m, t, c)
-    plan += staged_copy("bs", "n", len(p.b_batch), p.k if p.trans_b else p.n, not p.trans_b, t.n, t, c)
+    plan += staged_copy("as", "m", len(p.a_batch), p.m if p.trans_a else p.k, p.trans_a, t.m, a_kept, t, c)
+    plan += staged_copy("bs", "n", len(p.b_batch), p.k if p.trans_b else p.n, not p.trans_b, t.n, b_kept, t, c)
     return plan + (added_parts(batch, t) if t.split > 1 else [])
+
+
+def operand(stage: str, row: str, batch: tuple[str, ...], unroll: int, kept: bool) -> list[Step]:
+    """A thread's rows in registers: those of one k as vectors, or of ``unroll`` k, where rows are kept, as vectors along k."""
+    if not kept:
+        return [ComputeAt(stage, "acc", "ki_u", "register"), Unroll(stage, f"{row}g"), Vectorize(stage, f"{row}v")]
+    return [
+        ComputeAt(stage, "acc", "ki_o", "register"), Split(stage, "ki", min(unroll, 4), "ko", "kv", "guard"),
+        Reorder(stage, (*batch, "kb", f"{row}b", f"{row}t", "ko", f"{row}g", f"{row}v", "kv")),
+        *(Unroll(stage, x) for x in ("ko", f"{row}g", f"{row}v")), Vectorize(stage, "kv"),
+        StoreAs(stage, (*batch, "kb", *(f"{row}{x}" for x in "bgtv"), "ki")),
+    ]  # fmt: skip
 
 
 def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[Step]:
@@ -296,7 +325,7 @@ def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[S
 
 
 def staged_copy(
-    stage: str, row: str, batches: int, stride: int, rows_in_memory: bool, rows: int, t: Tile, c: Config
+    stage: str, row: str, batches: int, stride: int, rows_in_memory: bool, rows: int, kept: bool, t: Tile, c: Config
 ) -> list[Step]:
     """All threads copy a tile to shared memory, in vectors along the dimension that is contiguous in device memory."""
     outer = (*(f"b{i}" for i in range(batches)), "kb")
@@ -304,7 +333,7 @@ def staged_copy(
     width = width_of(stride, extent)
     return [
         *copied(stage, outer, (other,), along, width, t.threads),
-        StoreAs(stage, (*outer, "ki", row), pad=(row, int(c["pad"]))),
+        StoreAs(stage, (*outer, row, "ki") if kept else (*outer, "ki", row), pad=("ki" if kept else row, int(c["pad"]))),
     ]
 
 

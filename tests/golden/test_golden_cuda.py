@@ -22,7 +22,7 @@ Golden = Callable[[str, str], None]
 
 TILE: Config = {
     "tile_m": 4, "tile_n": 4, "lanes_m": 4, "warps_m": 1, "warps_n": 2, "tile_k": 16, "split_k": 1, "pad": 4,
-    "unroll_k": 8, "order": "nm", "group": 1, "min_blocks": 2,
+    "rows": "turned", "stages": 1, "unroll_k": 8, "order": "nm", "group": 1, "min_blocks": 2,
 }  # fmt: skip
 
 
@@ -42,6 +42,7 @@ EXAMPLES: tuple[tuple[str, Family, Workload, Config], ...] = (
     ("eltwise_half", CudaEltwise(), _HALF, {"width": 8, "vectors": 2, "threads": 64}),
     ("gemm", CudaGemm(), _PRODUCT, TILE),
     ("gemm_split", CudaGemm(), _PRODUCT, {**TILE, "split_k": 3}),
+    ("gemm_pipeline", CudaGemm(), _PRODUCT, {**TILE, "rows": "kept", "stages": 3, "unroll_k": 4, "tile_k": 8}),
 )
 
 

@@ -16,7 +16,18 @@ from wpk.dsl.codegen.cuda import emit
 from wpk.dsl.ir import Alloc, Barrier, Buffer, Const, For, If, Kernel, Load, Stmt, Store, Var
 from wpk.dsl.lower import lower
 from wpk.dsl.printer import show
-from wpk.dsl.schedule import Bind, ComputeAt, Fuse, Reorder, RFactor, ScheduleError, Split, Step, Vectorize, schedule
+from wpk.dsl.schedule import (
+    Bind,
+    ComputeAt,
+    Fuse,
+    Reorder,
+    RFactor,
+    ScheduleError,
+    Split,
+    Step,
+    Vectorize,
+    schedule,
+)
 from wpk.dsl.verify import verify
 
 
@@ -85,7 +96,7 @@ def test_threads_wait_after_writing_and_before_writing_again() -> None:
 def test_the_emulator_sees_a_missing_barrier() -> None:
     kernel = lower(schedule(reversed_rows(8, 64), [*REVERSED, Reorder("out", ("b", "s", "i"))]))
     x = np.ones((8, 64), np.float32)
-    with pytest.raises(EmulationError, match="race|unwritten"):
+    with pytest.raises(EmulationError, match=r"race|unwritten"):
         emulated(replace(kernel, body=without_barriers(kernel.body)), [x])
 
 

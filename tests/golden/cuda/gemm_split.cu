@@ -35,10 +35,10 @@ f32_gemm_16x64x16__sm_90a_0(const float *__restrict__ a, const float *__restrict
   }
   f32x4 v4 = {};
   if (part_tile * 16 + i1 < 70) v4 = *(const f32x4 *)a_3;
-  as_5[0] = part_tile * 16 + i1 < 70 ? v4.v[0] : 0.0f;
-  as_5[20] = part_tile * 16 + i1 < 70 ? v4.v[1] : 0.0f;
-  as_5[40] = part_tile * 16 + i1 < 70 ? v4.v[2] : 0.0f;
-  as_5[60] = part_tile * 16 + i1 < 70 ? v4.v[3] : 0.0f;
+  as_5[0] = v4.v[0];
+  as_5[20] = v4.v[1];
+  as_5[40] = v4.v[2];
+  as_5[60] = v4.v[3];
   #pragma unroll
   for (int bs_chunk = 0; bs_chunk < 4; ++bs_chunk) {
     const f32x4 v7 = *(const f32x4 *)(b_6 + bs_chunk * 256);
