@@ -667,5 +667,6 @@ def schedule(algorithm: Algorithm, steps: Iterable[Step]) -> Scheduled:
 
 __all__ = [
     "Bind", "CacheRead", "ComputeAt", "Fuse", "Inline", "Nest", "Parallel", "Pipeline", "Placement", "Prefetch", "RFactor",
-    "Reorder", "ScheduleError", "Scheduled", "Segment", "Split", "Step", "StoreAs", "Tensorize", "Unroll", "Vectorize", "schedule",
+    "Reorder", "ScheduleError", "Scheduled", "Segment", "Split", "Step", "StoreAs", "Tensorize", "Unroll", "Vectorize",
+    "schedule",
 ]  # fmt: skip
