@@ -15,7 +15,6 @@ from wpk.dsl.affine import linear
 from wpk.dsl.instr import find
 from wpk.dsl.ir import (
     BLOCK_KINDS,
-    THREAD_KINDS,
     Alloc,
     Barrier,
     Binary,
@@ -74,14 +73,14 @@ def with_barriers(kernel: Kernel) -> Kernel:
 
 
 def threads_of(body: Body) -> int:
-    """Threads of a block: what the largest loop over threads or warps in ``body`` needs."""
+    """Threads of a block: what the largest loop over threads in ``body`` needs."""
     most = 1
     for stmt in body:
         if isinstance(stmt, For | If | Alloc):
             most = max(most, threads_of(stmt.body))
-        if isinstance(stmt, For) and stmt.kind in THREAD_KINDS:
+        if isinstance(stmt, For) and stmt.kind == "thread":
             stop = linear(stmt.stop, {}).const
-            most = max(most, stop if stmt.kind == "thread" else 32 * stop)
+            most = max(most, stop)
     return most
 
 
@@ -107,7 +106,7 @@ class _Walk:
         """Device memory is global to all kernels; each other statement at the top is a kernel of its own."""
         out: list[Stmt] = []
         for stmt in body:
-            if isinstance(stmt, Alloc) and stmt.buffer.scope not in ("block", "register", "thread", "fragment"):
+            if isinstance(stmt, Alloc) and stmt.buffer.scope not in ("block", "register", "thread"):
                 out.append(replace(stmt, body=self.kernels(stmt.body)))
             else:
                 self.threads, self.pending = threads_of((stmt,)), _Pending()
@@ -131,7 +130,7 @@ class _Walk:
                 return self.alloc(stmt)
             case For() if stmt.kind in BLOCK_KINDS:
                 return [replace(stmt, body=self.body(stmt.body))]
-            case For() if stmt.kind in THREAD_KINDS:
+            case For() if stmt.kind == "thread":
                 return self.over_threads(stmt)
             case For() if _is_lists(stmt):
                 return self.leaf(stmt) if self.is_one_step(stmt) else [self.loop(stmt)]
@@ -185,7 +184,7 @@ class _Walk:
         """Outermost: the threads' own code, which may hold steps of the whole block. Inside another: such a step."""
         if self.inside or not _is_lists(stmt):
             return self.leaf(stmt)
-        mine = linear(stmt.stop, {}).const * (32 if stmt.kind == "warp" else 1)
+        mine = linear(stmt.stop, {}).const
         if mine != self.threads or not self.whole:
             raise BarrierError(
                 f"{self.name}: {stmt.var} has {mine} of the block's {self.threads} threads, but holds work of all of them"
@@ -227,7 +226,7 @@ def _is_lists(stmt: For | If) -> bool:
     def found(s: Stmt) -> bool:
         if isinstance(s, Alloc) and s.buffer.scope == "block":
             return True
-        if isinstance(s, For) and s.kind in THREAD_KINDS:
+        if isinstance(s, For) and s.kind == "thread":
             return True
         return isinstance(s, For | If | Alloc) and any(map(found, s.body))
 

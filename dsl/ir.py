@@ -13,11 +13,10 @@ Buffers are row-major; layouts and packing are shapes. Scopes say where a buffer
     thread    workspace of one thread (cache resident); dead when the parallel iteration ends
     register  named C variables: after unrolling every index but a vector lane is a constant
     block     shared memory of a GPU block: made by all its threads together, read by all of them
-    fragment  a tile in the tensor-core registers of a warp, touched by instructions only
 
 On a GPU the scopes ``thread`` and ``register`` belong to one thread and ``shared`` is device memory. Loops are bound to
 the device by their kind: ``block.x`` (``y``, ``z``) iterations are blocks, ``thread`` iterations the threads of a block
-(``threadIdx.x``), ``warp`` iterations its warps. A loop over threads *inside* another one is collective: the sequential
+(``threadIdx.x``). A loop over threads *inside* another one is collective: the sequential
 meaning runs it once for each iteration outside, the block's threads run it once together. So its body may use neither
 the outer thread's variable nor its registers, and what it makes is the same for all (:mod:`wpk.dsl.verify` sees to it).
 """
@@ -27,12 +26,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Scope = Literal["global", "shared", "thread", "register", "block", "fragment"]
-LoopKind = Literal["serial", "parallel", "unroll", "vector", "block.x", "block.y", "block.z", "thread", "warp"]
+Scope = Literal["global", "shared", "thread", "register", "block"]
+LoopKind = Literal["serial", "parallel", "unroll", "vector", "block.x", "block.y", "block.z", "thread"]
 
-#: loops over the blocks of a grid, and over what runs inside a block
+#: loops over the blocks of a grid
 BLOCK_KINDS = ("block.x", "block.y", "block.z")
-THREAD_KINDS = ("thread", "warp")
 
 #: floor division and modulo; comparisons and and/or give bool
 BINARY_OPS = ("+", "-", "*", "/", "//", "%", "min", "max", "pow", "<", "<=", "==", "and", "or")
@@ -160,6 +158,8 @@ class Buffer:
 
     ``access`` of a global buffer is ``in`` or ``out``. With ``slots`` > 1 the first dimension counts what a pipeline has under
     way: it is written that many iterations ahead, and the pipeline's own barriers keep writers and readers apart.
+    ``swizzle`` says where elements of a block buffer really lie, without changing what they are: rows of 32, 64 or 128 bytes
+    whose 16-byte pieces are exchanged, so that a column of them spreads over all banks (byte address bits 4… ^= bits 7…).
     """
 
     name: str
@@ -169,6 +169,7 @@ class Buffer:
     access: Literal["in", "out"] = "in"
     values: tuple[float, ...] | None = None
     slots: int = 1
+    swizzle: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from wpk.core.tensor import DTYPE_BYTES
 from wpk.dsl import affine
 from wpk.dsl.affine import Linear, linear
 from wpk.dsl.algorithm import Stage
@@ -19,7 +20,6 @@ from wpk.dsl.barriers import with_barriers
 from wpk.dsl.instr import find
 from wpk.dsl.ir import (
     BLOCK_KINDS,
-    THREAD_KINDS,
     Alloc,
     Binary,
     Buffer,
@@ -84,7 +84,7 @@ class _Lowering:
         self.ranges: dict[str, tuple[int, int]] = {}
         self.bases: dict[str, dict[str, Expr]] = {}
         self.parallel = False
-        self.threads: set[str] = set()  # variables of the loops over threads and warps around
+        self.threads: set[str] = set()  # variables of the loops over threads around
         self.loads = {t.name: affine.loads(t.value) for t in scheduled.algorithm.stages}
 
     # --- root -------------------------------------------------------------------------------------------------------
@@ -122,7 +122,9 @@ class _Lowering:
             shape = [*shape[:at], shape[at] // width, *shape[at + 1 :], width]
         if place.pad:
             shape[(place.storage or tuple(a.name for a in stage.axes)).index(place.pad[0])] += place.pad[1]
-        return Buffer(stage.name, tuple(shape), stage.dtype, place.scope)
+        if place.swizzle and (place.scope != "block" or shape[-1] * DTYPE_BYTES[stage.dtype] != place.swizzle):
+            raise ScheduleError(f"store {stage.name}: a swizzle of {place.swizzle} bytes for rows of {shape[-1]} {stage.dtype}")
+        return Buffer(stage.name, tuple(shape), stage.dtype, place.scope, swizzle=place.swizzle)
 
     # --- one stage --------------------------------------------------------------------------------------------------
 
@@ -133,7 +135,7 @@ class _Lowering:
         over: Box = {a.name: (ZERO, a.extent) for a in stage.reduce.axes}
         reduced = _carried(nest, set(over))
         pure = tuple(n for n in nest.order if n not in reduced)
-        bound = [i for i, n in enumerate(nest.order) if nest.kind(n) in (*BLOCK_KINDS, *THREAD_KINDS)]
+        bound = [i for i, n in enumerate(nest.order) if nest.kind(n) in (*BLOCK_KINDS, "thread")]
         if bound and not reduced & set(nest.order[: bound[-1]]):
             begin = nest.order[bound[-1] + 1 :]
             return self._loops(_Walk(stage, nest, {**box, **over}, True, begin=begin), nest.order)
@@ -187,7 +189,7 @@ class _Lowering:
 
     def _segment(self, walk: _Walk, order: tuple[str, ...], first: int, end: int, init: bool) -> Body:
         loop, kind, extent = order[0], walk.nest.kind(order[0]), end - first
-        if extent == 1 and kind not in THREAD_KINDS:
+        if extent == 1 and kind != "thread":
             walk.env[loop] = Const(first)
             body = self._inside(walk, order, init)
             del walk.env[loop]
@@ -196,7 +198,7 @@ class _Lowering:
         if self.s.pipelines.get(walk.stage.name, ("", 0))[0] == loop and not init:
             return self._pipelined(walk, order, end)
         outside, self.parallel = self.parallel, self.parallel or kind == "parallel" or kind in BLOCK_KINDS
-        if kind in THREAD_KINDS:
+        if kind == "thread":
             self.threads.add(var)
         with self._ranged(var, first, end):
             walk.env[loop] = Var(var)

@@ -43,6 +43,7 @@ def show(kernel: Kernel) -> str:
 def _buffer(b: Buffer) -> str:
     values = f" = {', '.join(f'{v:g}' for v in b.values)}" if b.values is not None else ""
     slots = f" slots {b.slots}" if b.slots > 1 else ""
+    slots += f" swizzle {b.swizzle}" if b.swizzle else ""
     return f"{b.name}: {b.dtype}[{', '.join(map(str, b.shape))}] {b.scope}{slots}{values}"
 
 

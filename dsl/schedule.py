@@ -63,7 +63,7 @@ class Placement:
 
     ``storage`` is the order of its axes in memory; ``lanes`` = (axis, width) splits that axis so that its last
     ``width`` elements are innermost (a vector register). ``whole`` axes are kept in full, whatever part is read.
-    ``pad`` = (axis, elements) leaves a gap behind each run of that axis.
+    ``pad`` = (axis, elements) leaves a gap behind each run of that axis; ``swizzle`` as in :class:`wpk.dsl.ir.Buffer`.
     """
 
     at: tuple[str, str] | None = None
@@ -72,6 +72,7 @@ class Placement:
     lanes: tuple[str, int] | None = None
     whole: tuple[str, ...] = ()
     pad: tuple[str, int] | None = None
+    swizzle: int = 0
 
 
 @dataclass(frozen=True)
@@ -347,11 +348,11 @@ class Parallel(_Mark):
 
 @dataclass(frozen=True)
 class Bind(_Mark):
-    """Give a loop's iterations to the blocks (``block.x``, ``block.y``, ``block.z``), threads or warps of a GPU.
+    """Give a loop's iterations to the blocks (``block.x``, ``block.y``, ``block.z``) or threads of a GPU.
 
-        for i in 0..n: S(i)     →     i = blockIdx.x: S(i)          i = threadIdx.x: S(i)          i = threadIdx.x / 32: S(i)
+        for i in 0..n: S(i)     →     i = blockIdx.x: S(i)          i = threadIdx.x: S(i)
 
-    A block has as many threads as its largest thread loop (32 times that for warps); smaller ones leave threads idle.
+    A block has as many threads as its largest thread loop; smaller ones leave threads idle.
     Threads have one dimension: fuse what is to be bound. ``min_blocks`` (of a block loop) asks the compiler for registers
     few enough that so many blocks fit a multiprocessor. A reduction is bound after RFactor, its parts summed in order.
     Halide ``gpu_blocks``/``gpu_threads``, TVM ``bind``.
@@ -362,7 +363,7 @@ class Bind(_Mark):
 
     def apply(self, s: Scheduled) -> Scheduled:
         where = f"bind {self.stage}.{self.loop} to {self.kind}"
-        _require(self.kind in (*BLOCK_KINDS, "thread", "warp"), f"{where}: expected blocks, thread or warp")
+        _require(self.kind in (*BLOCK_KINDS, "thread"), f"{where}: expected blocks or thread")
         _require(self.loop not in _reduction_loops(s, self.stage), f"{where}: carries a reduction")
         is_block = self.kind in BLOCK_KINDS
         _require(
@@ -467,7 +468,8 @@ class StoreAs:
 
     ``whole`` axes are computed and kept in full: then splits of them stay aligned, whatever part the consumer reads.
     With a staged input (:class:`CacheRead`) this is packing. ``pad`` = (axis, elements) makes that axis longer in memory, so
-    that what lies next to each other along another one falls on other banks of shared memory.
+    that what lies next to each other along another one falls on other banks of shared memory; ``swizzle`` (32, 64 or 128, the
+    bytes of the last axis) does that without a gap.
     Halide ``reorder_storage``, TVM ``transform_layout``, ``storage_align``.
     """
 
@@ -476,6 +478,7 @@ class StoreAs:
     lanes: tuple[str, int] | None = None
     whole: tuple[str, ...] = ()
     pad: tuple[str, int] | None = None
+    swizzle: int = 0
 
     def apply(self, s: Scheduled) -> Scheduled:
         names = tuple(a.name for a in _stage(s, self.stage).axes)
@@ -485,9 +488,11 @@ class StoreAs:
         _require(set(self.whole) <= set(names), f"store {self.stage}: no axes {self.whole}")
         padded = self.pad is None or (self.pad[0] in names and self.pad[1] >= 0)
         _require(padded, f"store {self.stage}: no axis or a negative padding in {self.pad}")
+        _require(self.swizzle in (0, 32, 64, 128), f"store {self.stage}: no swizzle of {self.swizzle} bytes")
+        _require(not (self.swizzle and (self.pad or self.lanes)), f"store {self.stage}: swizzled rows are whole")
         new = replace(
-            s.placement(self.stage), storage=order, lanes=self.lanes, whole=self.whole, pad=self.pad
-        )
+            s.placement(self.stage), storage=order, lanes=self.lanes, whole=self.whole, pad=self.pad, swizzle=self.swizzle
+        )  # fmt: skip
         return replace(s, placements={**s.placements, self.stage: new})
 
 

@@ -14,7 +14,6 @@ from wpk.dsl.ir import (
     BINARY_OPS,
     BLOCK_KINDS,
     REDUCE_OPS,
-    THREAD_KINDS,
     UNARY_OPS,
     Alloc,
     Barrier,
@@ -41,9 +40,9 @@ from wpk.dsl.ir import (
 MAX_THREADS = 1024
 
 _COMPARISONS = ("<", "<=", "==")
-_KINDS = ("serial", "parallel", "unroll", "vector", *BLOCK_KINDS, *THREAD_KINDS)
-_SCOPES = ("global", "shared", "thread", "register", "block", "fragment")
-_PRIVATE = ("thread", "register", "fragment")
+_KINDS = ("serial", "parallel", "unroll", "vector", *BLOCK_KINDS, "thread")
+_SCOPES = ("global", "shared", "thread", "register", "block")
+_PRIVATE = ("thread", "register")
 
 
 def verify(kernel: Kernel) -> None:
@@ -52,7 +51,7 @@ def verify(kernel: Kernel) -> None:
     names are defined before use and hide nothing; index counts match; operators, dtypes, scopes and instructions are
     known; inputs and constant tables are never stored to; parallel loops stand outermost, under Allocs of shared buffers or
     tables only; unroll and vector loops have constant bounds, vector loops a power of two of lanes; registers are indexed
-    by unrolled variables, and by a vector lane in the last dimension. Block, thread and warp loops start at 0 and have constant
+    by unrolled variables, and by a vector lane in the last dimension. Block and thread loops start at 0 and have constant
     bounds; block loops are outermost; what runs inside a second loop over threads knows nothing of the first one's thread.
     """
     try:
@@ -89,6 +88,8 @@ class _Verifier:
             raise InternalError(f"buffer {b.name} has unknown scope {b.scope} or access {b.access}")
         if any(n < 1 for n in b.shape):
             raise InternalError(f"buffer {b.name} has shape {b.shape}, expected positive extents")
+        if b.swizzle and (b.scope != "block" or b.shape[-1] * DTYPE_BYTES[b.dtype] != b.swizzle):
+            raise InternalError(f"buffer {b.name} of shape {b.shape} cannot have a swizzle of {b.swizzle} bytes")
         if b.slots > 1 and (b.scope != "block" or not b.shape or b.shape[0] != b.slots):
             raise InternalError(f"buffer {b.name} of shape {b.shape} cannot have {b.slots} slots")
         if b.values is not None and len(b.values) != prod(b.shape):
@@ -135,8 +136,8 @@ class _Verifier:
         self.index(loop.stop)
         kind = self.kind(loop)
         foreign = set(self.foreign)
-        if kind in THREAD_KINDS:
-            self.foreign |= {v for v, k in self.loops.items() if k in THREAD_KINDS}
+        if kind == "thread":
+            self.foreign |= {v for v, k in self.loops.items() if k == "thread"}
             if self.foreign:
                 self.foreign |= {n for n, b in self.buffers.items() if b.scope in _PRIVATE and b.values is None}
         self.loops[loop.var] = kind
@@ -155,7 +156,7 @@ class _Verifier:
         fixed = start.is_const and stop.is_const
         if loop.kind == "parallel" or loop.kind in BLOCK_KINDS:
             self.parallel(loop, fixed)
-        elif loop.kind in THREAD_KINDS:
+        elif loop.kind == "thread":
             self.threads(loop, fixed, stop.const)
         elif loop.kind == "serial":
             return "unroll" if fixed and stop.const - start.const <= 1 else "serial"
@@ -180,7 +181,7 @@ class _Verifier:
     def threads(self, loop: For, fixed: bool, count: int) -> None:
         if not fixed or linear(loop.start, {}).const != 0:
             raise InternalError(f"{loop.kind} loop {loop.var} needs constant bounds from 0")
-        if count * (32 if loop.kind == "warp" else 1) > MAX_THREADS:
+        if count > MAX_THREADS:
             raise InternalError(f"{loop.kind} loop {loop.var} has {count} iterations: a block has {MAX_THREADS} threads")
 
     def unrolled(self, *exprs: Expr) -> bool:
@@ -197,7 +198,7 @@ class _Verifier:
         table = b.values is not None
         if b.scope == "global" and not table:
             raise InternalError(f"global buffer {b.name} is allocated; expected shared, thread or register")
-        if b.scope == "shared" and not {"parallel", *BLOCK_KINDS, *THREAD_KINDS}.isdisjoint(self.loops.values()):
+        if b.scope == "shared" and not {"parallel", "thread", *BLOCK_KINDS}.isdisjoint(self.loops.values()):
             raise InternalError(f"shared buffer {b.name} is allocated inside a parallel loop")
         if b.scope == "register" and "vector" in self.loops.values():
             self.private.add(b.name)

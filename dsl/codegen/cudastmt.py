@@ -19,7 +19,6 @@ from wpk.dsl.codegen.cudaunit import CudaUnit, element_type
 from wpk.dsl.codegen.storage import Workspace
 from wpk.dsl.ir import (
     BLOCK_KINDS,
-    THREAD_KINDS,
     Alloc,
     Barrier,
     Binary,
@@ -64,7 +63,7 @@ class CudaStatements(Statements):
     def _for(self, loop: For) -> None:
         if loop.kind in BLOCK_KINDS:
             return self._blocks(loop)
-        if loop.kind in THREAD_KINDS:
+        if loop.kind == "thread":
             return self._threads(loop)
         if loop.kind == "unroll":
             start, stop = self._constants(loop, linear(loop.start, self.ranges), linear(loop.stop, self.ranges))
@@ -92,11 +91,10 @@ class CudaStatements(Statements):
 
     def _threads(self, loop: For) -> None:
         _, count = self._constants(loop, linear(loop.start, {}), linear(loop.stop, {}))
-        name, size = ("thread", 1) if loop.kind == "thread" else ("warp", 32)
-        self._index_name(name)
+        self._index_name("thread")
         self.bound += 1
-        with nullcontext() if count * size == self.threads else self.block(f"if ({name} < {count})"):
-            self._bound(loop, name, count)
+        with nullcontext() if count == self.threads else self.block(f"if (thread < {count})"):
+            self._bound(loop, "thread", count)
         self.bound -= 1
 
     def _index_name(self, name: str) -> None:

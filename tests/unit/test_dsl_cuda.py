@@ -123,7 +123,7 @@ def test_a_collective_in_a_loop_that_not_all_threads_run_is_refused() -> None:
     [
         (Bind("total", "k", "thread"), "carries a reduction"),
         (Bind("out", "q", "thread"), "no such loop"),
-        (Bind("out", "r", "vector"), "expected blocks, thread or warp"),
+        (Bind("out", "r", "vector"), "expected blocks or thread"),
         (Bind("out", "r", "thread", 2), "min_blocks belongs to a block loop"),
     ],
 )
