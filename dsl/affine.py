@@ -81,7 +81,7 @@ def interval(form: Linear, ranges: Ranges) -> tuple[int, int] | None:
 def _atom_interval(atom: Expr, ranges: Ranges) -> tuple[int, int] | None:
     if isinstance(atom, Var):
         return ranges.get(atom.name)
-    if not isinstance(atom, Binary) or atom.op not in ("//", "%", "min", "max"):
+    if not isinstance(atom, Binary) or atom.op not in ("//", "%", "min", "max", "^"):
         return None
     a = interval(linear(atom.a, ranges), ranges)
     b = interval(linear(atom.b, ranges), ranges)
@@ -91,6 +91,8 @@ def _atom_interval(atom: Expr, ranges: Ranges) -> tuple[int, int] | None:
         return (0, b[0] - 1) if b[0] == b[1] else None
     if a is None:
         return None
+    if atom.op == "^":  # bits of an address, of printers only: no operator of the IR
+        return (0, (1 << max(a[1], b[1]).bit_length()) - 1) if min(a[0], b[0]) >= 0 else None
     if atom.op == "//":
         return (a[0] // b[0], a[1] // b[0]) if b[0] == b[1] else None
     pick = min if atom.op == "min" else max
@@ -126,6 +128,10 @@ def _linear_binary(expr: Binary, ranges: Ranges) -> Linear:
             return _modulo(a, b.const, ranges)
         case "min" | "max":
             return _extreme(expr.op, a, b, ranges)
+        case "^" if a.is_const and b.is_const:
+            return Linear(a.const ^ b.const, {})
+        case "^" if b.is_const and b.const == 0:
+            return a
     return Linear(0, {Binary(expr.op, a.expr(), b.expr()): 1})
 
 

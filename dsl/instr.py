@@ -3,6 +3,11 @@
 An operand is a window on a buffer: a window of rank r covers, from the index given in the :class:`Invoke`, the last r
 dimensions of that buffer. The template sees each operand by its kind: ``vector`` as a vector value (assignable when it
 is written), ``scalar`` as one element, ``pointer`` as the address of the first element.
+
+On a GPU the meaning is that of one thread, while the hardware runs the instruction for a warp. So an operand of kind ``warp`` is
+a tile in shared memory that the warp's threads read together, each from its own place: ``lanes`` says where. Its text
+is the tile's: ``{a}`` the address of the row where lane 0 begins, ``{a_at}`` its first column, ``{a_row}`` the elements of a
+row in memory, ``{a_swizzle}`` the bytes of its swizzle.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from wpk.core.errors import InternalError
 from wpk.dsl.ir import Alloc, Barrier, Binary, Expr, For, If, Invoke, Stmt, Store, Var
 from wpk.dsl.rewrite import Rewrite
 
-OperandKind = Literal["vector", "scalar", "pointer"]
+OperandKind = Literal["vector", "scalar", "pointer", "warp"]
 Access = Literal["in", "out", "inout"]
 
 
@@ -28,13 +33,15 @@ class Operand:
     dtype: str = "float32"
     access: Access = "in"
     kind: OperandKind = "vector"
+    lanes: tuple[tuple[int, int, int], ...] = ()  # for each dimension: lane // a % b * c is where the lane's window begins
 
 
 @dataclass(frozen=True)
 class Instr:
     """An instruction. ``meaning`` is IR over the operands' names; ``template`` is a C statement with ``{operand}`` fields.
 
-    ``features``: CPU flags (as Linux names them) that it needs beyond the ISA's own.
+    ``features``: CPU flags (as Linux names them) that it needs beyond the ISA's own. ``helper`` is printed once, in front of what
+    uses the instruction.
     """
 
     name: str
@@ -43,6 +50,7 @@ class Instr:
     meaning: tuple[Stmt, ...]
     template: str
     features: tuple[str, ...] = ()
+    helper: str = ""
 
 
 _REGISTRY: dict[str, Instr] = {}

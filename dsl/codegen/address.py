@@ -235,7 +235,7 @@ class Function(ABC):
         if len(indices) != len(b.strides):
             raise InternalError(f"{b.buffer.name} has {len(b.strides)} dimensions, found {len(indices)} indices")
         form = Linear(0, {})
-        for index, stride in zip(indices, b.strides, strict=True):
+        for index, stride in zip(self.physical(indices, b), b.strides, strict=True):
             form = form.plus(linear(index, self.wide), stride)
         form = self._rejoin(form)
         const, lane_stride = form.const, 0
@@ -256,6 +256,10 @@ class Function(ABC):
             else:
                 slow.append((atom, k))
         return const, tuple(exact), tuple(terms), lane_stride, tuple(slow)
+
+    def physical(self, indices: tuple[Expr, ...], b: Binding) -> tuple[Expr, ...]:
+        """Where an element lies, when that is not where its indices say."""
+        return indices
 
     def _rejoin(self, form: Linear) -> Linear:
         """``k * c * (a // c) + k * (a % c)`` is ``k * a``: a fused loop that walks memory in order needs no division."""

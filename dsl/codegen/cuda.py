@@ -28,7 +28,7 @@ def emit(kernel: Kernel, isa: str, symbol: str | None = None) -> CudaSource:
     symbol = symbol or identifier(kernel.name)
     buffers = [*kernel.params, *(a.buffer for a in allocs(kernel.body))]
     narrow = all(prod(b.shape) < 1 << 31 for b in buffers)
-    unit = CudaUnit(isa, "int" if narrow else "int64_t")
+    unit = CudaUnit("int" if narrow else "int64_t")
     functions = _Functions(kernel, symbol, unit)
     functions.body(kernel.body, {})
     text = _assemble(kernel, isa, unit, functions.texts)

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 
 from wpk.core.errors import InternalError
-from wpk.dsl.affine import linear
+from wpk.dsl.affine import index, linear, substitute
 from wpk.dsl.codegen.address import Binding, Terms, free_vars
 from wpk.dsl.codegen.cstmt import Statements
-from wpk.dsl.codegen.cstyle import ATOM, C_TYPES, COMPUTE, Val, within
+from wpk.dsl.codegen.cstyle import ADD, ATOM, BITAND, C_TYPES, COMPUTE, OR, Val, within
 from wpk.dsl.codegen.cudaunit import CudaUnit, element_type
 from wpk.dsl.codegen.storage import Workspace
+from wpk.dsl.instr import Instr, Operand
 from wpk.dsl.ir import (
     BLOCK_KINDS,
     Alloc,
@@ -29,6 +30,7 @@ from wpk.dsl.ir import (
     Expr,
     For,
     If,
+    Invoke,
     Load,
     Prefetch,
     Select,
@@ -38,6 +40,8 @@ from wpk.dsl.ir import (
     Var,
 )  # fmt: skip
 
+#: a variable that stands for the thread's warp
+_WARP = "warp'"
 _LOCAL = ("register", "thread")
 
 
@@ -179,6 +183,73 @@ class CudaStatements(Statements):
         pointer, subscript = self._place(b, const, terms)
         return f"{pointer}[{subscript}]"
 
+    def physical(self, indices: tuple[Expr, ...], b: Binding) -> tuple[Expr, ...]:
+        """Swizzled rows: 16-byte pieces exchanged by the row's place among those that share banks."""
+        bytes_each = C_TYPES[b.buffer.dtype][2]
+        if not b.buffer.swizzle:
+            return indices
+        piece, shape = 16 // bytes_each, b.buffer.shape
+        row: Expr = Const(0)
+        for i, n in zip(indices[:-1], shape[:-1], strict=True):
+            row = row * n + i
+        turn = (row // (128 // b.buffer.swizzle)) % (b.buffer.swizzle // 16)
+        column = Binary("^", indices[-1] // piece, turn) * piece + indices[-1] % piece
+        return (*indices[:-1], column)
+
+    def _atom(self, atom: Expr) -> tuple[str, int]:
+        if isinstance(atom, Binary) and atom.op == "^":
+            x, y = (self.form_val(linear(e, self.ranges)) for e in (atom.a, atom.b))
+            return f"{x.at(ADD)} ^ {y.at(ADD)}", BITAND - 1
+        return super()._atom(atom)
+
+    # -- instructions ---------------------------------------------------------------------------------------------------
+
+    def _operand(self, operand: Operand, b: Binding, indices: tuple[Expr, ...]) -> str | None:
+        if b.buffer.dtype != operand.dtype or b.values is not None:
+            raise InternalError(f"operand {operand.name} is {b.buffer.dtype}, expected {operand.dtype}")
+        const, terms, _ = self._fold_now(indices, b)
+        pointer, subscript = self._place(b, const, terms)
+        return pointer if subscript == "0" else f"{pointer} + {subscript}"
+
+    def _fields(self, instr: Instr, s: Invoke) -> dict[str, str] | None:
+        """The operands as the template wants them; the tile of a warp is where its lane 0 begins."""
+        self._index_name("lane")
+        if instr.helper:
+            self.cuda.helpers[instr.helper, "", 0] = instr.helper
+        fields: dict[str, str] = {}
+        for operand, (name, indices) in zip(instr.operands, s.operands, strict=True):
+            b = self.buffer(name)
+            if operand.kind != "warp":
+                fields[operand.name] = self._operand(operand, b, indices) or ""
+                continue
+            self._check_lanes(instr, operand, indices)
+            tile = self._of_warp(indices)
+            fields[operand.name] = self._operand(operand, b, (*tile[:-1], Const(0))) or ""
+            fields[f"{operand.name}_at"] = str(self.form_val(linear(tile[-1], self.ranges)))
+            fields[f"{operand.name}_row"] = str(b.buffer.shape[-1])
+            fields[f"{operand.name}_swizzle"] = str(b.buffer.swizzle)
+        return fields
+
+    def _of_warp(self, indices: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        """Indices of a thread's warp: those of its first lane."""
+        self._index_name("warp")
+        self.vars[_WARP], self.ranges[_WARP] = "warp", (0, max(self.threads // 32 - 1, 0))
+        self.wide[_WARP] = self.ranges[_WARP]
+        env: dict[str, Expr] = {v: Var(_WARP) * 32 for v, name in self.vars.items() if name == "thread"}
+        return tuple(index(substitute(i, env), self.ranges) for i in indices)
+
+    def _check_lanes(self, instr: Instr, operand: Operand, indices: tuple[Expr, ...]) -> None:
+        """The threads of a warp must stand where the instruction has them."""
+        lead = len(indices) - len(operand.lanes)
+        threads = [v for v, name in self.vars.items() if name == "thread"]
+        for lane in (1, 2, 3, 4, 8, 16, 31):
+            for d, i in enumerate(indices):
+                here, first = (linear(substitute(i, {v: Const(n) for v in threads}), self.ranges) for n in (lane, 0))
+                a, b, c = operand.lanes[d - lead] if d >= lead else (1, 1, 0)
+                moved = here.plus(first, -1)
+                if moved.terms or moved.const != lane // a % b * c:
+                    raise InternalError(f"{instr.name}: lane {lane} is not where it must be in {operand.name}, dimension {d}")
+
     # -- expressions ----------------------------------------------------------------------------------------------------
 
     def _load(self, e: Load) -> Val:
@@ -228,13 +299,32 @@ class CudaStatements(Statements):
         if not alone:
             self._index_name("thread")
         with nullcontext() if alone else self.block("if (thread == 0)"):
-            if not (s.ahead and self._copy_ahead(s, 1)):
+            if not (s.ahead and self._copy_ahead(s, 1)) and not self._copy_raw(s):
                 super()._store(s)
+
+    def _copy_raw(self, s: Store) -> bool:
+        """An element of 16 bits as it is; False where it is computed."""
+        target, load = self.buffer(s.buffer), _copied(s.value)
+        if load is None or s.op or target.buffer.dtype not in COMPUTE:
+            return False
+        source = self.buffer(load.buffer)
+        if source.buffer.dtype != target.buffer.dtype or source.values is not None:
+            return False
+        if id(load) in self.wide_loads and self.fixed is not None:
+            text = f"{self.wide_loads[id(load)]}.v[{self.fixed}]"
+        else:
+            text = self._element(source, *self.address(load, source)[:2])
+            if isinstance(s.value, Select):
+                c = self.cond(s.value.cond)
+                zero = f"{element_type(target.buffer.dtype)}{{}}"
+                text = f"{c.at(OR)} ? {text} : {zero}" if c.const is None else text if c.const else zero
+        self.line(f"{self._element(target, *self.address(s, target)[:2])} = {text};")
+        return True
 
     def _copy_ahead(self, s: Store, lanes: int) -> bool:
         """An asynchronous copy of ``lanes`` elements; False where the value is no plain copy of 4, 8 or 16 bytes."""
-        load, conditions = (s.value.a, [s.value.cond]) if isinstance(s.value, Select) else (s.value, [])
-        if not isinstance(load, Load) or (isinstance(s.value, Select) and not _is_zero(s.value.b)):
+        load, conditions = _copied(s.value), [s.value.cond] if isinstance(s.value, Select) else []
+        if load is None:
             return False
         source, target = self.buffer(load.buffer), self.buffer(s.buffer)
         size = lanes * C_TYPES[target.buffer.dtype][2]
@@ -306,8 +396,9 @@ class CudaStatements(Statements):
             self._by_lanes(s)
         else:
             dtype = b.buffer.dtype
-            if isinstance(s.value, Load) and id(s.value) in self.wide_loads and self.buffer(s.value.buffer).buffer.dtype == dtype:
-                value = self.wide_loads[id(s.value)]
+            copied = _copied(s.value)
+            if copied and id(copied) in self.wide_loads and self.buffer(copied.buffer).buffer.dtype == dtype:
+                value = self.wide_loads[id(copied)]
             else:
                 value = f"{self.cuda.vector(dtype, self.lanes)}{{{{{', '.join(self._lane_values(s.value, b))}}}}}"
             self.line(f"*({self.cuda.vector(dtype, self.lanes)} *){_atom(at)} = {value};")
@@ -392,6 +483,13 @@ class CudaStatements(Statements):
 
 def _atom(text: str) -> str:
     return f"({text})" if " " in text and not (text.startswith("(") and text.endswith(")")) else text
+
+
+def _copied(value: Expr) -> Load | None:
+    """The element that a value is, or is where some condition holds and else zero."""
+    if isinstance(value, Select) and _is_zero(value.b):
+        value = value.a
+    return value if isinstance(value, Load) else None
 
 
 def _is_zero(e: Expr) -> bool:

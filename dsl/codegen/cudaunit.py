@@ -30,8 +30,8 @@ class CudaUnit(Unit):
 
     table_kind = "__constant__"
 
-    def __init__(self, isa: str, index_type: str) -> None:
-        super().__init__(Isa(isa, 16))
+    def __init__(self, index_type: str) -> None:
+        super().__init__(Isa("cuda", 16))
         self.index_type = index_type
         self.vectors: dict[str, str] = {}
 
@@ -46,7 +46,7 @@ class CudaUnit(Unit):
             self.helpers[name, dtype if real else "", 0] = text
             return name
         if real and name in _FLOAT:
-            return _FLOAT[name] if dtype == "float32" else _FLOAT[name].removesuffix("f").replace("rsqrt", "rsqrt")
+            return _FLOAT[name] if dtype == "float32" else _FLOAT[name].removesuffix("f")
         if not real and name in _INTEGER:
             return _INTEGER[name]
         raise InternalError(f"no CUDA function {name} for {dtype}")

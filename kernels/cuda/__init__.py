@@ -1,7 +1,9 @@
 """Kernel families for NVIDIA GPUs, one a file: THE ALGORITHM, THE SPACE, THE SCHEDULE. ``FAMILIES`` lists them."""
 
+from wpk.kernels.cuda import gemm, gemm_mma
 from wpk.kernels.cuda.eltwise import CudaEltwise
-from wpk.kernels.cuda.gemm import CudaGemm, matmul
 from wpk.kernels.family import Family
 
-FAMILIES: tuple[Family, ...] = (CudaGemm(), matmul(), CudaEltwise())
+FAMILIES: tuple[Family, ...] = (
+    gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaEltwise(),
+)  # fmt: skip

@@ -99,11 +99,11 @@ def algorithm(workload: Workload, p: Product, t: Tile) -> Algorithm:
     ks, ko, ki, kb = Axis("ks", t.split), Axis("ko", steps), Axis("ki", t.k), Axis("kb", t.split * steps)
     split = (ks,) if t.split > 1 else ()
     at_k = (ks.var * steps + ko.var if split else ko.var, ki.var)
-    a_at, b_at = _batch_index(batch, p.a_batch), _batch_index(batch, p.b_batch)
+    a_at, b_at = batch_index(batch, p.a_batch), batch_index(batch, p.b_batch)
     a, b = operand_buffers(p)
     stages = [
-        _staged("as", "a", batch, p.a_batch, (kb, ki), ("m", p.m, m_axes[0].extent * t.m), p.k, p.trans_a),
-        _staged("bs", "b", batch, p.b_batch, (kb, ki), ("n", p.n, n_axes[0].extent * t.n), p.k, not p.trans_b),
+        staged("as", "a", batch, p.a_batch, (kb, ki), ("m", p.m, m_axes[0].extent * t.m), p.k, p.trans_a),
+        staged("bs", "b", batch, p.b_batch, (kb, ki), ("n", p.n, n_axes[0].extent * t.n), p.k, not p.trans_b),
         Stage("ar", (*batch, kb, ki, *m_axes), Load("as", (*a_at, kb.var, ki.var, m))),
         Stage("br", (*batch, kb, ki, *n_axes), Load("bs", (*b_at, kb.var, ki.var, n))),
     ]
@@ -133,20 +133,21 @@ def _split_axis(name: str, extent: int, inner: tuple[int, int, int]) -> tuple[tu
     return axes, ((b * groups + g) * threads + t) * vector + v
 
 
-def operand_buffers(p: Product) -> tuple[Buffer, Buffer]:
+def operand_buffers(p: Product, dtype: str = "float32") -> tuple[Buffer, Buffer]:
     """The two matrices as they lie in memory."""
     a = (p.k, p.m) if p.trans_a else (p.m, p.k)
     b = (p.n, p.k) if p.trans_b else (p.k, p.n)
-    return Buffer("a", (*p.a_batch, *a)), Buffer("b", (*p.b_batch, *b))
+    return Buffer("a", (*p.a_batch, *a), dtype), Buffer("b", (*p.b_batch, *b), dtype)
 
 
-def _batch_index(batch: tuple[Axis, ...], extents: tuple[int, ...]) -> tuple[Expr, ...]:
+def batch_index(batch: tuple[Axis, ...], extents: tuple[int, ...]) -> tuple[Expr, ...]:
+    """Indices of an operand whose batch dimensions may broadcast."""
     return tuple(x.var if n > 1 else Const(0) for x, n in zip(batch, extents, strict=True))
 
 
-def _staged(
+def staged(
     name: str, tensor: str, batch: tuple[Axis, ...], extents: tuple[int, ...], k_axes: tuple[Axis, Axis],
-    row: tuple[str, int, int], k_count: int, k_first: bool,
+    row: tuple[str, int, int], k_count: int, k_first: bool, dtype: str = "float32",
 ) -> Stage:  # fmt: skip
     """``name[batch, kb, ki, row]`` = the tensor's element, 0 outside. ``row`` is (axis, extent, padded extent)."""
     own = tuple(Axis(x.name, n) for x, n in zip(batch, extents, strict=True))
@@ -155,7 +156,7 @@ def _staged(
     pair = (k, axis.var) if k_first else (axis.var, k)
     value = Load(tensor, (*(x.var for x in own), *pair))
     inside = (axis.var < row[1]) & (k < k_count)
-    return Stage(name, (*own, *k_axes, axis), Select(inside, value, ZERO))
+    return Stage(name, (*own, *k_axes, axis), Select(inside, value, ZERO), dtype=dtype)
 
 
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------

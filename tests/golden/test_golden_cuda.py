@@ -15,6 +15,7 @@ from wpk.dsl.printer import show
 from wpk.dsl.verify import verify
 from wpk.kernels.cuda.eltwise import CudaEltwise
 from wpk.kernels.cuda.gemm import CudaGemm
+from wpk.kernels.cuda.gemm_mma import CudaGemmMma
 from wpk.kernels.family import Family
 from wpk.settings import shipped_target
 
@@ -37,12 +38,22 @@ _PRODUCT = Workload(
     parse("relu(add(acc,in2))"), (1, 2),
 )  # fmt: skip
 
+_BRAIN = Workload(
+    "gemm", _types((64, 96), (80, 96), dtype="bfloat16"), _types((64, 80), dtype="bfloat16"),
+    (("trans_a", False), ("trans_b", True)),
+)  # fmt: skip
+_FRAGMENTS: Config = {
+    "warps_m": 1, "warps_n": 2, "rows": 2, "columns": 2, "bytes_k": 64, "split_k": 1, "stages": 3, "swizzle": True,
+    "order": "nm", "group": 1, "min_blocks": 1,
+}  # fmt: skip
+
 EXAMPLES: tuple[tuple[str, Family, Workload, Config], ...] = (
     ("eltwise_bias", CudaEltwise(), _BIAS, {"width": 2, "vectors": 1, "threads": 128}),
     ("eltwise_half", CudaEltwise(), _HALF, {"width": 8, "vectors": 2, "threads": 64}),
     ("gemm", CudaGemm(), _PRODUCT, TILE),
     ("gemm_split", CudaGemm(), _PRODUCT, {**TILE, "split_k": 3}),
     ("gemm_pipeline", CudaGemm(), _PRODUCT, {**TILE, "rows": "kept", "stages": 3, "unroll_k": 4, "tile_k": 8}),
+    ("gemm_mma", CudaGemmMma(), _BRAIN, _FRAGMENTS),
 )
 
 

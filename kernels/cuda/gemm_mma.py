@@ -1,0 +1,347 @@
+"""Matrix products on tensor cores by ``mma.sync``: float16, bfloat16, and float32 where the workload allows tf32.
+
+The plan is that of :mod:`wpk.kernels.cuda.gemm`, with another thread tile: a warp has ``rows × columns`` fragments of 16×8,
+in which lane ``4 g + q`` owns elements (8 h + g, 2 q + v). So the sum over a step of k of what a thread owns *is* what
+one instruction of :mod:`wpk.kernels.instr.cuda` gives it. Tiles in shared memory keep the order of device memory (rows along k,
+or along m or n), swizzled where rows are short enough, padded elsewhere; they are copied some steps ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from wpk.core.result import Config
+from wpk.core.target import Gpu, Target
+from wpk.core.tensor import DTYPE_BYTES
+from wpk.core.workload import Workload
+from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
+from wpk.dsl.ir import Buffer, Expr, Load
+from wpk.dsl.lower import lower
+from wpk.dsl.schedule import (
+    Bind,
+    ComputeAt,
+    Pipeline,
+    Reorder,
+    Split,
+    Step,
+    StoreAs,
+    Tensorize,
+    Unroll,
+    Vectorize,
+    schedule,
+)
+from wpk.kernels.cuda.gemm import batch_index, operand_buffers, staged
+from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
+from wpk.kernels.cuda.operands import GpuOperands, as_float32
+from wpk.kernels.family import Built
+from wpk.kernels.gemm import Product, product_of, unfit
+from wpk.kernels.instr.cuda import TYPES, mma
+from wpk.search.knobs import Choice, Knob, Ordered
+from wpk.search.space import Constraint, Space
+
+#: bytes of k that one instruction takes of a row
+STEP_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The numbers of a config: warps of a block, fragments of a warp, elements of k of a step and of an instruction."""
+
+    warps_m: int
+    warps_n: int
+    rows: int
+    columns: int
+    k: int
+    step: int
+    split: int
+
+    @property
+    def m(self) -> int:
+        """Rows of a block."""
+        return self.warps_m * self.rows * 16
+
+    @property
+    def n(self) -> int:
+        """Columns of a block."""
+        return self.warps_n * self.columns * 8
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.warps_m * self.warps_n * WARP
+
+
+def tile_of(c: Config, dtype: str) -> Tile:
+    """The tile of a config."""
+    size = DTYPE_BYTES[dtype]
+    return Tile(
+        int(c["warps_m"]), int(c["warps_n"]), int(c["rows"]), int(c["columns"]),
+        int(c["bytes_k"]) // size, STEP_BYTES // size, int(c["split_k"]),
+    )  # fmt: skip
+
+
+# --- THE ALGORITHM ------------------------------------------------------------------------------------------------------
+
+
+def algorithm(workload: Workload, p: Product, t: Tile) -> Algorithm:
+    """out[m, n] = epilogue(sum over k of as[k, m] * bs[k, n]), m = ((mb*warps + mw)*rows + mi)*16 + 8*mh + mg,
+    n = ((nb*warps + nw)*columns + ni)*8 + 2*nq + nv."""
+    dtype, out_dtype = workload.inputs[0].dtype, workload.outputs[0].dtype
+    batch = tuple(Axis(f"b{i}", n) for i, n in enumerate(p.batch))
+    m_axes, m = fragment_axes("m", "bwihg", p.m, (t.warps_m, t.rows, 2, 8))
+    n_axes, n = fragment_axes("n", "bwiqv", p.n, (t.warps_n, t.columns, 4, 2))
+    steps = -(-p.k // (t.k * t.split))
+    ks, ko, ki, kb = Axis("ks", t.split), Axis("ko", steps), Axis("ki", t.k), Axis("kb", t.split * steps)
+    split = (ks,) if t.split > 1 else ()
+    at_k = (ks.var * steps + ko.var if split else ko.var, ki.var)
+    stages = [
+        staged("as", "a", batch, p.a_batch, (kb, ki), ("m", p.m, m_axes[0].extent * t.m), p.k, p.trans_a, dtype),
+        staged("bs", "b", batch, p.b_batch, (kb, ki), ("n", p.n, n_axes[0].extent * t.n), p.k, not p.trans_b, dtype),
+    ]
+    a, b = Load("as", (*batch_index(batch, p.a_batch), *at_k, m)), Load("bs", (*batch_index(batch, p.b_batch), *at_k, n))
+    place = (*batch, *m_axes, *n_axes)
+    stages.append(Stage("acc", (*split, *place), a * b, Reduce("+", (ko, ki))))
+    acc = Load("acc", tuple(x.var for x in place))
+    if split:
+        stages.append(Stage("part", (ks, *place), Load("acc", tuple(x.var for x in (ks, *place)))))
+        stages.append(Stage("total", place, Load("part", tuple(x.var for x in (ks, *place))), Reduce("+", (ks,))))
+        acc = Load("total", acc.indices)
+    operands = GpuOperands(workload, 2, p.groups)
+    at = (*(x.var for x in batch), m, n)
+    where = (m < p.m) & (n < p.n)
+    stages.append(Stage("out", place, operands.value(acc, at), None, at, where, out_dtype))
+    out = Buffer("out", (*p.batch, p.m, p.n), out_dtype, access="out")
+    return Algorithm(workload.op, (*operand_buffers(p, dtype), *operands.buffers(), out), tuple(stages))
+
+
+def fragment_axes(name: str, letters: str, extent: int, inner: tuple[int, ...]) -> tuple[tuple[Axis, ...], Expr]:
+    """Axes from blocks to what a lane owns, and the index they make."""
+    extents = (-(-extent // prod(inner)), *inner)
+    axes = tuple(Axis(f"{name}{x}", n) for x, n in zip(letters, extents, strict=True))
+    index: Expr = axes[0].var
+    for axis in axes[1:]:
+        index = index * axis.extent + axis.var
+    return axes, index
+
+
+# --- THE SPACE ----------------------------------------------------------------------------------------------------------
+
+
+def space(p: Product, dtype: str, gpu: Gpu) -> Space:
+    """Warps, fragments of a warp, depth and split of k, stages under way, swizzle, block order, occupancy."""
+    row_bytes = p.k * DTYPE_BYTES[dtype]
+    knobs: tuple[Knob, ...] = (
+        Ordered("warps_m", (1, 2, 4), 2),
+        Ordered("warps_n", (1, 2, 4), 2),
+        Ordered("rows", (1, 2, 4), 2),
+        Ordered("columns", (1, 2, 4, 8, 16), 4),
+        Ordered("bytes_k", tuple(b for b in (32, 64, 128, 256) if b == 32 or b < 2 * row_bytes), 64 if row_bytes > 32 else 32),
+        Ordered("split_k", tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if s == 1 or s * 64 <= row_bytes), 1),
+        Ordered("stages", (1, 2, 3, 4, 5, 6), 3),
+        Choice("swizzle", (True, False), True),
+        Choice("order", ("mn", "nm"), "nm"),
+        Ordered("group", (1, 2, 4, 8), 1),
+        Ordered("min_blocks", (1, 2, 3, 4), 1),
+    )  # fmt: skip
+    limits = limits_of(p, dtype, gpu)
+    return Space(knobs, limits, first_configs(p, dtype, gpu, knobs, limits))
+
+
+def limits_of(p: Product, dtype: str, gpu: Gpu) -> tuple[Constraint, ...]:
+    """What makes a config buildable, and not plainly wasteful."""
+    return (
+        lambda c: registers(c) <= MOST_REGISTERS,
+        lambda c: int(c["min_blocks"]) * int(c["warps_m"]) * int(c["warps_n"]) * WARP * registers(c) <= gpu.registers_per_sm,
+        lambda c: int(c["warps_m"]) * int(c["rows"]) * 16 < max(2 * p.m, 17),
+        lambda c: int(c["warps_n"]) * int(c["columns"]) * 8 < max(2 * p.n, 9),
+        lambda c: int(c["min_blocks"]) * shared_bytes(c) <= min(gpu.shared_per_block, gpu.shared_per_sm),
+        lambda c: int(c["split_k"]) * int(c["bytes_k"]) <= p.k * DTYPE_BYTES[dtype] or int(c["split_k"]) == 1,
+        lambda c: slow_tiles(p, c) % int(c["group"]) == 0,
+    )  # fmt: skip
+
+
+def registers(c: Config) -> int:
+    """Registers of a thread: accumulators, fragments of a step, addresses."""
+    rows, columns = int(c["rows"]), int(c["columns"])
+    return 4 * rows * columns + 4 * rows + 2 * columns + 40
+
+
+def shared_bytes(c: Config) -> int:
+    """Shared memory of a block, with padding at its worst."""
+    rows = 16 * int(c["rows"]) * int(c["warps_m"]) + 8 * int(c["columns"]) * int(c["warps_n"])
+    return max(int(c["stages"]), 1) * (rows * (int(c["bytes_k"]) + 32) + 32 * int(c["bytes_k"]) + 256)
+
+
+def slow_tiles(p: Product, c: Config) -> int:
+    """Blocks along the slow dimension of the block order."""
+    if c["order"] == "mn":
+        return -(-p.m // (16 * int(c["rows"]) * int(c["warps_m"])))
+    return -(-p.n // (8 * int(c["columns"]) * int(c["warps_n"])))
+
+
+def first_configs(
+    p: Product, dtype: str, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[Constraint, ...]
+) -> tuple[Config, ...]:
+    """Guesses: tiles from large to small, each with as many splits of k as fill the multiprocessors; cheapest first."""
+    base: Config = {k.name: k.default for k in knobs}
+    allowed = {k.name: k.values for k in knobs}
+    deep = max(int(b) for b in allowed["bytes_k"] if int(b) <= 128)
+    shapes = (
+        (2, 4, 4, 8), (2, 2, 4, 8), (2, 2, 4, 4), (2, 2, 2, 4), (2, 2, 2, 2),
+        (1, 4, 2, 2), (1, 2, 1, 4), (1, 2, 1, 2), (1, 1, 1, 1),
+    )  # fmt: skip
+    found: list[Config] = []
+    for warps_m, warps_n, rows, columns in shapes:
+        tile: Config = {**base, "warps_m": warps_m, "warps_n": warps_n, "rows": rows, "columns": columns, "bytes_k": deep}
+        t = tile_of(tile, dtype)
+        blocks = prod(p.batch) * -(-p.m // t.m) * -(-p.n // t.n)
+        splits = [int(s) for s in allowed["split_k"] if int(s) * blocks <= 2 * gpu.sms and int(s) * t.k <= p.k]
+        found.append({**tile, "split_k": max(splits, default=1), "stages": 4 if deep <= 64 else 3})
+    return tuple(c for c in sorted(found, key=lambda c: cost(p, dtype, gpu, c)) if all(limit(c) for limit in limits))
+
+
+def cost(p: Product, dtype: str, gpu: Gpu, c: Config) -> float:
+    """Rough time: waves of blocks times what one of them multiplies and copies."""
+    t = tile_of(c, dtype)
+    blocks = prod(p.batch) * -(-p.m // t.m) * -(-p.n // t.n) * t.split
+    depth = -(-p.k // (t.split * t.k)) * t.k
+    return -(-blocks // gpu.sms) * (depth * (t.m * t.n + 24 * (t.m + t.n)) + 4 * t.m * t.n * (t.split > 1) + 40000)
+
+
+# --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
+
+
+def steps(p: Product, t: Tile, c: Config, dtype: str) -> list[Step]:
+    """The schedule of a config.
+
+    block (tiles, splits of k): thread (warps, lanes): acc = 0; for ko: [copies under way]; for kk: acc += mma(as, bs); epilogue.
+    """
+    first = "part" if t.split > 1 else "out"
+    batch = tuple(f"b{i}" for i in range(len(p.batch)))
+    split = ("ks",) if t.split > 1 else ()
+    instr = mma(dtype, t.rows, t.columns, p.trans_a, not p.trans_b)
+    plan = block_tile(first, batch, t, c)
+    plan += [
+        ComputeAt("acc", first, "thread", "register"),
+        StoreAs("acc", (*split, *batch, "mb", "mw", "mg", "nb", "nw", "nq", "mi", "ni", "mh", "nv")),
+        Split("acc", "ki", t.step, "kk", "kl", "guard"),
+        Reorder("acc", (*split, *batch, "mb", "mw", "mg", "nb", "nw", "nq", "ko", "kk", "kl", "mi", "mh", "ni", "nv")),
+        *(Unroll("acc", x) for x in ("kk", "mi", "mh", "ni", "nv")), Tensorize("acc", "kl", instr.name),
+        ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
+        *([Pipeline("acc", "ko", int(c["stages"]))] if int(c["stages"]) > 1 else []),
+    ]  # fmt: skip
+    plan += staged_tile("as", "m", len(p.a_batch), p.m if p.trans_a else p.k, p.trans_a, t.m, t, c, dtype)
+    plan += staged_tile("bs", "n", len(p.b_batch), p.k if p.trans_b else p.n, not p.trans_b, t.n, t, c, dtype)
+    return plan + (added_parts(batch) if t.split > 1 else [])
+
+
+def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[Step]:
+    """Tiles and splits of k to blocks, ``group`` rows of tiles at a time; warps and lanes to threads."""
+    slow, fast = ("mb", "nb") if c["order"] == "mn" else ("nb", "mb")
+    split = ("ks",) if t.split > 1 else ()
+    plan: list[Step] = [
+        Split(stage, slow, int(c["group"]), "slow_o", "slow_i", "guard"),
+        Reorder(stage, (*batch, *split, "slow_o", fast, "slow_i", "mw", "nw", "mg", "nq", "mi", "mh", "ni", "nv")),
+    ]
+    blocks, block = fuse_all(stage, ("slow_o", fast, "slow_i"), "tile")
+    threads, thread = fuse_all(stage, ("mw", "nw", "mg", "nq"), "thread")
+    plan += [*blocks, *threads, Bind(stage, block, "block.x", int(c["min_blocks"])), Bind(stage, thread, "thread")]
+    plan += [Bind(stage, "ks", "block.y")] if split else []
+    if batch:
+        fuse, one = fuse_all(stage, batch, "batch")
+        plan += [*fuse, Bind(stage, one, "block.z")]
+    return [*plan, *(Unroll(stage, x) for x in ("mi", "mh", "ni")), Vectorize(stage, "nv")]
+
+
+def staged_tile(
+    stage: str, row: str, batches: int, stride: int, turned: bool, rows: int, t: Tile, c: Config, dtype: str
+) -> list[Step]:
+    """All threads copy a tile in the order of device memory: rows of k, or (``turned``) rows of m or n."""
+    outer = (*(f"b{i}" for i in range(batches)), "kb")
+    size = DTYPE_BYTES[dtype]
+    along, other, extent = (row, "ki", rows) if turned else ("ki", row, t.k)
+    by_words = turned and size == 4  # read element by element: eight columns of four rows
+    swizzle = extent * size if c["swizzle"] and extent * size in (32, 64, 128) and not by_words else 0
+    pad = 0 if swizzle else 8 if by_words else 16 // size
+    width = width_of(stride, extent, bytes_each=size)
+    return [
+        *copied(stage, outer, (other,), along, width, t.threads),
+        StoreAs(stage, (*outer, other, along), pad=(along, pad) if pad else None, swizzle=swizzle),
+    ]
+
+
+def added_parts(batch: tuple[str, ...]) -> list[Step]:
+    """The second kernel: a thread for each pair of the output adds the parts in order."""
+    place = (*batch, "mb", "mw", "mi", "mh", "mg", "nb", "nw", "ni", "nq")
+    fuse, one = fuse_all("out", place, "job")
+    return [
+        *fuse,
+        Split("out", one, 128, "block", "vector", "guard"),
+        Bind("out", "block", "block.x"), Bind("out", "vector", "thread"), Vectorize("out", "nv"),
+        ComputeAt("total", "out", "vector", "register"),
+        Reorder("total", (*place, "ks", "nv")), Unroll("total", "ks"), Vectorize("total", "nv"),
+    ]  # fmt: skip
+
+
+# --- THE FAMILY ---------------------------------------------------------------------------------------------------------
+
+
+def precision_of(workload: Workload) -> str | None:
+    """The dtype that tensor cores multiply for a workload, None where it is strict float32."""
+    dtype = workload.inputs[0].dtype
+    if dtype == "float32":
+        return "float32" if dict(workload.attrs).get("precision") == "tf32" else None
+    return dtype if dtype in TYPES and dtype != "int8" else None
+
+
+@dataclass(frozen=True)
+class CudaGemmMma:
+    """Matrix product of ROW matrices on tensor cores; see the module's docstring. ``op`` is ``gemm`` or ``matmul``."""
+
+    name: str = "cuda_gemm_mma"
+    version: int = 1
+    op: str = "gemm"
+    packing: tuple[str, ...] = ()
+
+    def matches(self, workload: Workload, target: Target) -> str | None:
+        """Operands of one dtype in layout ROW: 16-bit floats, or float32 with ``precision="tf32"``; on a GPU."""
+        if workload.op != self.op or gpu_of(target) is None:
+            return f"op is {workload.op} for {target.arch}, expected {self.op} for cuda"
+        if precision_of(workload) is None:
+            return f"operand {workload.inputs[0]}: tensor cores take float16, bfloat16, or float32 with precision tf32"
+        if workload.inputs[0].dtype != workload.inputs[1].dtype:
+            return f"operands {workload.inputs[0]} and {workload.inputs[1]} differ in dtype"
+        return unfit(as_float32(workload))
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        """See :func:`space`."""
+        assert target.gpu is not None
+        return space(product_of(workload), workload.inputs[0].dtype, target.gpu)
+
+    def build(self, workload: Workload, config: Config, target: Target) -> Built:
+        """Algorithm + schedule → kernel. Raises InvalidConfig."""
+        dtype = workload.inputs[0].dtype
+        p, t = product_of(workload), tile_of(config, dtype)
+        name = f"{TYPES[dtype][1]}_{workload.op}_mma_{t.m}x{t.n}x{t.k}__{target.isa}"
+        return Built(lower(schedule(algorithm(workload, p, t), steps(p, t, config, dtype)), name), target.isa)
+
+    def pack(
+        self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
+    ) -> list[np.ndarray]:
+        """Constants as they are, epilogue operands with the output's dimensions merged."""
+        p = product_of(workload)
+        own = [i for i in workload.constants if i < 2]
+        plain = [
+            np.ascontiguousarray(c).reshape(operand_buffers(p)[i].shape)
+            for i, c in zip(own, constants, strict=False)
+        ]
+        return [*plain, *GpuOperands(workload, 2, p.groups).pack(constants, len(own))]
+
+
+def matmul() -> CudaGemmMma:
+    """The family for batched matmul."""
+    return CudaGemmMma("cuda_matmul_mma", op="matmul")

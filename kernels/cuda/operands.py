@@ -1,0 +1,50 @@
+"""Epilogue operands of ROW outputs in any float dtype: :class:`wpk.kernels.row_operands.RowOperands` for GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from wpk.core.tensor import TensorType
+from wpk.core.workload import Workload
+from wpk.dsl.ir import Buffer, Expr
+from wpk.kernels.row_operands import RowOperands
+
+#: dtypes in memory whose arithmetic is float32
+STORED = ("float32", "float16", "bfloat16")
+
+
+def as_float32(workload: Workload) -> Workload:
+    """The workload with float operands of 16 bits seen as float32: what shapes and layouts allow does not depend on it."""
+
+    def wide(t: TensorType) -> TensorType:
+        return replace(t, dtype="float32") if t.dtype in STORED else t
+
+    inputs, outputs = tuple(map(wide, workload.inputs)), tuple(map(wide, workload.outputs))
+    return replace(workload, inputs=inputs, outputs=outputs)
+
+
+class GpuOperands:
+    """Inputs ``first``… of a workload as parameters ``e<i>`` in their own dtypes; ``groups`` as in RowOperands."""
+
+    def __init__(self, workload: Workload, first: int, groups: tuple[tuple[int, ...], ...]) -> None:
+        self.workload = workload
+        self.rows = RowOperands(as_float32(workload), first, groups)
+
+    def buffers(self) -> list[Buffer]:
+        """Their parameters, in order."""
+        return [replace(b, dtype=self.workload.inputs[int(b.name[1:])].dtype) for b in self.rows.buffers()]
+
+    def value(self, acc: Expr, at: Sequence[Expr]) -> Expr:
+        """The epilogue at an output element, given its index in each group."""
+        return self.rows.value(acc, at)
+
+    def pack(self, constants: Sequence[np.ndarray], skip: int) -> list[np.ndarray]:
+        """The constants that are epilogue operands; the first ``skip`` constants are the anchor's own."""
+        packed = self.rows.pack(constants, skip)
+        return [p.astype(c.dtype) for p, c in zip(packed, constants[skip:], strict=True)]
+
+
+__all__ = ["STORED", "GpuOperands", "as_float32"]
