@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from wpk.core.launch import CudaSource
 from wpk.core.result import Config
 from wpk.core.target import Target
 from wpk.core.workload import Workload
@@ -43,7 +44,8 @@ class Source:
 class Code:
     """How a workload runs: generated source, or a call of a library adapter described by plain JSON data.
 
-    ``kind``: ``kernel`` (``source`` is set), ``onednn``, ``openblas``, ``onnxruntime`` (``spec`` describes the call).
+    ``kind``: ``kernel`` (``source`` is set), ``cuda`` (``cuda`` is set), ``onednn``, ``openblas``, ``onnxruntime``, ``cudnn``,
+    ``cublaslt`` (``spec`` describes the call).
     ``inplace``: inputs whose memory the output may take over (same physical type, read before written, elementwise).
     ``accuracy``: class of the algorithm's rounding error, ``direct`` or ``winograd`` (:mod:`wpk.measure.check`); empty
     means that of the provider's attribute ``accuracy``, if it has one, else ``direct``.
@@ -54,6 +56,7 @@ class Code:
     spec: dict[str, object] | None = None
     inplace: tuple[int, ...] = ()
     accuracy: str = ""
+    cuda: CudaSource | None = None
 
 
 class Provider(Protocol):
