@@ -29,7 +29,8 @@ def conv(
 
 def names(workload: Workload, blocks: tuple[int, ...] = (16, 8)) -> list[str]:
     """Each assignment as text: inputs → outputs."""
-    return [f"{' '.join(v.inputs)} > {' '.join(v.outputs)}" for v in layouts(workload, blocks)]
+    offered = tuple(f"NCHW{b}c" if b > 1 else "NHWC" for b in blocks)
+    return [f"{' '.join(v.inputs)} > {' '.join(v.outputs)}" for v in layouts(workload, offered)]
 
 
 def test_conv_layouts() -> None:
@@ -37,6 +38,7 @@ def test_conv_layouts() -> None:
     assert names(conv(3, 64)) == ["ROW ROW > ROW", "ROW ROW > NCHW16c", "ROW ROW > NCHW8c"]
     assert names(conv(32, 32, 32), (8,)) == ["ROW ROW > ROW", "NCHW8c ROW > NCHW8c"]
     assert names(conv(32, 48, 4), (8,)) == ["ROW ROW > ROW"]  # 12 channels a group are no whole blocks
+    assert names(conv(32, 48, 4), (1,)) == ["ROW ROW > ROW", "NHWC ROW > NHWC"]  # channels last have no blocks
 
 
 def test_an_epilogue_operand_has_the_outputs_layout_and_a_bias_is_row_major() -> None:

@@ -55,6 +55,16 @@ class FleetError(WpkError):
     exit_code = 9
 
 
+class DeviceError(WpkError):
+    """A GPU, its driver or a library for it is missing, or a kernel faulted on it."""
+
+    exit_code = 10
+
+
+class DeviceMemoryError(DeviceError):
+    """The GPU has not the memory that was asked for."""
+
+
 class InternalError(WpkError):
     """wpk broke one of its own rules; always a bug."""
 

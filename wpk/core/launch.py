@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 Dim3 = tuple[int, int, int]
 
@@ -54,3 +55,21 @@ class CudaSource:
     launches: tuple[Launch, ...]
     workspace_bytes: int = 0
     tensor_maps: tuple[TensorMap, ...] = ()
+
+    def calls(self) -> dict[str, Any]:
+        """The launches and tensor maps as plain JSON data, for plans; :func:`calls_of` reads them."""
+        return {"launches": [_listed(x) for x in self.launches], "tensor_maps": [_listed(m) for m in self.tensor_maps]}
+
+
+def _listed(value: Launch | TensorMap) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(value).items()}
+
+
+def calls_of(spec: dict[str, Any]) -> tuple[tuple[Launch, ...], tuple[TensorMap, ...]]:
+    """The inverse of :meth:`CudaSource.calls`. Raises KeyError or TypeError on data of another schema."""
+
+    def plain(data: dict[str, Any]) -> dict[str, Any]:
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+
+    launches = tuple(Launch(**plain(x)) for x in spec["launches"])
+    return launches, tuple(TensorMap(**plain(m)) for m in spec["tensor_maps"])

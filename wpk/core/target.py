@@ -44,7 +44,7 @@ class Target:
     def fingerprint(self) -> str:
         """Equal fingerprints run each other's binaries and believe each other's timings."""
         if self.gpu is not None:
-            device = (self.model, self.isas, self.gpu)
+            device = (self.model, self.isas, self.gpu.sms)
             return f"cuda-{self.isa}-{hashlib.sha256(repr(device).encode()).hexdigest()[:12]}"
         facts = (self.arch, self.model, self.isas, self.cores, self.l2, self.l3, self.threads)
         return f"cpu-{self.arch}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"

@@ -35,8 +35,8 @@ OPERATORS: dict[str, Operator] = {
 }
 #: ONNX op of the default domain → its translation
 LIFTS: dict[str, Lift] = {name: lift for op in OPERATORS.values() for name, lift in op.lifts.items()}
-#: channel blocks offered when nothing is said about the target
-BLOCKS = (16, 8)
+#: layouts offered when nothing is said about the target
+LAYOUTS = ("NCHW16c", "NCHW8c")
 
 
 def work(workload: Workload) -> Work:
@@ -46,9 +46,9 @@ def work(workload: Workload) -> Work:
     return Work(operator.flops(workload) + epilogue_flops(workload), float(nbytes))
 
 
-def layouts(workload: Workload, blocks: tuple[int, ...] = BLOCKS) -> tuple[Layouts, ...]:
-    """The layout assignments that make sense for a workload, row-major first; ``blocks`` are the channel blocks to offer."""
-    return OPERATORS[workload.op].layouts(workload, blocks)
+def layouts(workload: Workload, names: tuple[str, ...] = LAYOUTS) -> tuple[Layouts, ...]:
+    """The layout assignments that make sense for a workload, row-major first; ``names`` are the other layouts to offer."""
+    return OPERATORS[workload.op].layouts(workload, names)
 
 
 def lift(f: Foreign, b: Builder) -> str | None:

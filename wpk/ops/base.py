@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wpk.core.pointwise import Input, Literal, Point, inputs_of, size, substitute
-from wpk.core.tensor import TensorType
+from wpk.core.tensor import TensorType, channel_block
 from wpk.core.workload import Attr, Workload
 
 Shape = tuple[int, ...]
@@ -171,7 +171,8 @@ class Operator:
     """A native operator. ``arity`` counts its own inputs (None: any number); further inputs feed the epilogue.
 
     ``fusion`` is elementwise, injective, reduction, anchor or opaque. ``shapes`` gives the output shapes from the own inputs'
-    and raises ValueError when they do not fit. ``flops`` counts without the epilogue. ``layouts`` takes the channel blocks.
+    and raises ValueError when they do not fit. ``flops`` counts without the epilogue. ``layouts`` takes the names of layouts
+    to offer besides ``ROW``.
     ``lifts`` maps the ONNX ops it stands for to their translation.
     """
 
@@ -181,7 +182,7 @@ class Operator:
     attrs: tuple[str, ...]
     shapes: Callable[[Sequence[TensorType], Mapping[str, Any]], tuple[Shape, ...] | None]
     flops: Callable[[Workload], float]
-    layouts: Callable[[Workload, tuple[int, ...]], tuple[Layouts, ...]]
+    layouts: Callable[[Workload, tuple[str, ...]], tuple[Layouts, ...]]
     spell: Spell | None
     lifts: Mapping[str, Lift] = field(default_factory=dict)
 
@@ -191,23 +192,22 @@ def own(workload: Workload, arity: int | None) -> tuple[TensorType, ...]:
     return workload.inputs if arity is None else workload.inputs[:arity]
 
 
-def row_only(workload: Workload, blocks: tuple[int, ...]) -> tuple[Layouts, ...]:
+def row_only(workload: Workload, names: tuple[str, ...]) -> tuple[Layouts, ...]:
     """Row-major everywhere."""
     return (Layouts(("ROW",) * len(workload.inputs), ("ROW",) * len(workload.outputs)),)
 
 
-def same_blocks(workload: Workload, blocks: tuple[int, ...]) -> tuple[Layouts, ...]:
-    """Row-major, or one channel-blocked layout for every four-dimensional activation with enough channels."""
-    plain = row_only(workload, blocks)
+def one_layout(workload: Workload, names: tuple[str, ...]) -> tuple[Layouts, ...]:
+    """Row-major, or one of ``names`` for every four-dimensional activation with enough channels for its blocks."""
+    plain = row_only(workload, names)
     if any(len(t.shape) != 4 for t in workload.outputs):
         return plain
-    fits = [b for b in blocks if 2 * workload.outputs[0].shape[1] >= b]
-    return plain + tuple(blocked(workload, b) for b in fits)
+    fits = [n for n in names if 2 * workload.outputs[0].shape[1] >= channel_block(n)]
+    return plain + tuple(all_in(workload, n) for n in fits)
 
 
-def blocked(workload: Workload, block: int) -> Layouts:
-    """Every activation of four dimensions in ``NCHW<block>c``; constants and operands without all channels stay row-major."""
-    name = f"NCHW{block}c"
+def all_in(workload: Workload, name: str) -> Layouts:
+    """Every activation of four dimensions in layout ``name``; constants and operands without all channels stay row-major."""
     channels = {t.shape[1] for t in workload.outputs}
 
     def layout(index: int, t: TensorType, own_inputs: int) -> str:

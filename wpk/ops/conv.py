@@ -7,9 +7,9 @@ from math import prod
 from typing import Any, cast
 
 from wpk.core.pointwise import Acc, Input, apply
-from wpk.core.tensor import TensorType
+from wpk.core.tensor import TensorType, channel_block
 from wpk.core.workload import Workload
-from wpk.ops.base import Builder, Foreign, Layouts, Operator, Shape, Speller, blocked, row_only
+from wpk.ops.base import Builder, Foreign, Layouts, Operator, Shape, Speller, all_in, row_only
 
 #: inputs of so few channels are read row-major by a blocked convolution: the image itself
 FEW_CHANNELS = 8
@@ -38,15 +38,16 @@ def flops(w: Workload) -> float:
     return 2.0 * prod(w.outputs[0].shape) * prod(w.inputs[1].shape[1:])
 
 
-def layouts(w: Workload, blocks: tuple[int, ...]) -> tuple[Layouts, ...]:
-    """Row-major; blocked in and out; row-major in and blocked out for few input channels."""
-    found = list(row_only(w, blocks))
+def layouts(w: Workload, names: tuple[str, ...]) -> tuple[Layouts, ...]:
+    """Row-major; another in and out; row-major in and another out for few input channels."""
+    found = list(row_only(w, names))
     channels, (oc, cg), group = w.inputs[0].shape[1], w.inputs[1].shape[:2], int(cast(int, w.attr("group")))
-    for b in blocks:
+    for name in names:
+        b = channel_block(name)
         depthwise = cg == 1 and oc == group
         if group > 1 and not depthwise and (oc // group) % b:
             continue
-        both = blocked(w, b)
+        both = all_in(w, name)
         if 2 * channels >= b and 2 * oc >= b:
             found.append(both)
         if channels <= FEW_CHANNELS and group == 1:

@@ -12,7 +12,7 @@ import numpy as np
 from wpk.core.pointwise import Acc, Apply, Input, Literal, Point, apply
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
-from wpk.ops.base import Builder, Foreign, Lift, Operator, Shape, Speller, eltwise, same_blocks
+from wpk.ops.base import Builder, Foreign, Lift, Operator, Shape, Speller, eltwise, one_layout
 
 X, Y = Input(0), Input(1)
 ONE = Literal(1.0)
@@ -223,4 +223,4 @@ LIFTS: dict[str, Lift] = {
     "Pow": lift_pow, "Clip": lift_clip, "PRelu": lift_prelu, "BatchNormalization": lift_batch_norm,
 }  # fmt: skip
 
-ELTWISE = Operator("eltwise", "elementwise", 0, (), shapes, _flops, same_blocks, spell, LIFTS)
+ELTWISE = Operator("eltwise", "elementwise", 0, (), shapes, _flops, one_layout, spell, LIFTS)

@@ -10,7 +10,7 @@ import numpy as np
 
 from wpk.core.tensor import TensorType, channel_block
 from wpk.core.workload import Workload
-from wpk.ops.base import Builder, Foreign, Layouts, Operator, Shape, Speller, row_only, same_blocks
+from wpk.ops.base import Builder, Foreign, Layouts, Operator, Shape, Speller, one_layout, row_only
 
 
 def no_flops(w: Workload) -> float:
@@ -49,18 +49,18 @@ def split_shapes(inputs: Sequence[TensorType], attrs: Mapping[str, Any]) -> tupl
     return tuple((*shape[:axis], size, *shape[axis + 1 :]) for size in attrs["sizes"])
 
 
-def whole_blocks(w: Workload, blocks: tuple[int, ...]) -> tuple[Layouts, ...]:
-    """As :func:`same_blocks` along the channels, where every part but the last is made of whole blocks."""
+def whole_blocks(w: Workload, names: tuple[str, ...]) -> tuple[Layouts, ...]:
+    """As :func:`one_layout` along the channels, where every part but the last is made of whole blocks."""
     if w.attr("axis") != 1:
-        return row_only(w, blocks)
+        return row_only(w, names)
     parts = w.inputs if w.op == "concat" else w.outputs
     return tuple(
-        layouts for layouts in same_blocks(w, blocks)
+        layouts for layouts in one_layout(w, names)
         if all(t.shape[1] % channel_block(layouts.outputs[0]) == 0 for t in parts[:-1])
     )  # fmt: skip
 
 
-def as_given(w: Workload, blocks: tuple[int, ...]) -> tuple[Layouts, ...]:
+def as_given(w: Workload, names: tuple[str, ...]) -> tuple[Layouts, ...]:
     """A conversion's layouts are what it is."""
     return (Layouts(tuple(t.layout for t in w.inputs), tuple(t.layout for t in w.outputs)),)
 

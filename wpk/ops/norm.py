@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
-from wpk.ops.base import Builder, Foreign, Operator, Shape, Speller, row_only, same_blocks
+from wpk.ops.base import Builder, Foreign, Operator, Shape, Speller, one_layout, row_only
 
 
 def shapes(inputs: Sequence[TensorType], attrs: Mapping[str, Any]) -> tuple[Shape, ...]:
@@ -80,7 +80,7 @@ LRN = Operator(
     ("alpha", "beta", "bias", "size"),
     shapes,
     lrn_flops,
-    same_blocks,
+    one_layout,
     spell_lrn,
     {"LRN": lift_lrn},
 )

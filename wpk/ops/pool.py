@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
-from wpk.ops.base import Builder, Foreign, Operator, Shape, Speller, same_blocks
+from wpk.ops.base import Builder, Foreign, Operator, Shape, Speller, one_layout
 from wpk.ops.conv import explicit_pads, ints, windows
 
 ATTRS = ("count_include_pad", "dilations", "kernel", "kind", "pads", "strides")
@@ -88,7 +88,7 @@ def spell(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> N
 
 
 POOL = Operator(
-    "pool", "reduction", 1, ATTRS, shapes, flops, same_blocks, spell,
+    "pool", "reduction", 1, ATTRS, shapes, flops, one_layout, spell,
     {
         "MaxPool": lift, "AveragePool": lift, "GlobalMaxPool": lift_global, "GlobalAveragePool": lift_global,
         "ReduceMean": lift_reduce, "ReduceMax": lift_reduce,

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wpk.core.launch import CudaSource
 from wpk.core.tensor import TensorType
 from wpk.graph.graph import Graph, Node
 from wpk.ops import work
 from wpk.planner.candidates import Catalogue
 from wpk.planner.schedule import Task
 from wpk.planner.storage import Copy, Layout, Tensor
-from wpk.providers.protocol import Source
+from wpk.providers.protocol import Code, Source
 from wpk.runtime.parts import Content, Parts
 from wpk.runtime.plan import Arg, BufferSpec, Choice, Plan, Port, Step
 
-#: Sources → the shared libraries that define them, in order.
-Build = Callable[[Sequence[Source]], Sequence[Path]]
+#: What a compiler takes: C for a shared library, CUDA for a cubin.
+Text = Source | CudaSource
+
+#: Sources → the files of their binaries, in order.
+Build = Callable[[Sequence[Text]], Sequence[Path]]
 
 #: Nodes, and the values they read and write → a serialized ONNX model of them.
 Export = Callable[[Graph, Sequence[Node], Sequence[str], Sequence[str]], bytes]
@@ -29,11 +33,11 @@ Export = Callable[[Graph, Sequence[Node], Sequence[str], Sequence[str]], bytes]
 
 @dataclass(frozen=True)
 class Tools:
-    """What making parts needs from outside: a compiler, an exporter, and the native runtime's library."""
+    """What making parts needs from outside: a compiler, an exporter, and the native runtime's library where the plan needs it."""
 
     build: Build
     export: Export
-    runtime: tuple[str, Content]
+    runtime: Mapping[str, Content]
 
 
 def emit(
@@ -46,9 +50,9 @@ def emit(
 ) -> Parts:
     """The parts of the scheduled graph."""
     work = _Emission(graph, layout, catalogue, tools)
-    sources = [t.code.source for t in tasks if t.code is not None and t.code.source is not None]
+    sources = [text for t in tasks if t.code is not None and (text := text_of(t.code)) is not None]
     built = dict(zip(sources, tools.build(sources), strict=True)) if sources else {}
-    work.binaries = {tools.runtime[0]: tools.runtime[1], **{p.name: p for p in built.values()}}
+    work.binaries = {**tools.runtime, **{p.name: p for p in built.values()}}
     work.built = built
     steps = [step for task in tasks for step in work.steps(task)]
     steps.extend(work.output_copies())
@@ -57,7 +61,7 @@ def emit(
         layout.arena_bytes, catalogue.target.to_json(), catalogue.target.fingerprint,
         tuple(_choice(t) for t in tasks), meta,
     )  # fmt: skip
-    texts = {source.symbol: source.text for source in sources}
+    texts = {symbol_of(source): source.text for source in sources}
     return Parts(plan, work.binaries, work.weights, work.models, texts)
 
 
@@ -67,7 +71,7 @@ class _Emission:
     layout: Layout
     catalogue: Catalogue
     tools: Tools
-    built: dict[Source, Path] = field(default_factory=dict)
+    built: dict[Text, Path] = field(default_factory=dict)
     buffers: list[BufferSpec] = field(default_factory=list)
     numbers: dict[BufferSpec, int] = field(default_factory=dict)
     binaries: dict[str, Content] = field(default_factory=dict)
@@ -111,14 +115,31 @@ class _Emission:
         constants = {i for i, t in enumerate(task.operands) if t[0] in self.graph.constants}
         inputs = [next(packed) if i in constants else self._arg(t) for i, t in enumerate(task.operands)]
         args = (*inputs, *(self._arg(t) for t in action.writes))
-        if code.source is None:
-            return Step(action.name, code.kind, args, spec=dict(code.spec or {}))
-        source = code.source
-        binary = self.built[source].name
+        source = text_of(code)
+        spec = {**(code.spec or {}), **self._extents(task, args)}
+        if source is None:
+            return Step(action.name, code.kind, args, spec=spec)
+        symbol, binary = symbol_of(source), self.built[source].name
+        if isinstance(source, CudaSource):
+            return Step(action.name, "cuda", args, symbol, binary, {**source.calls(), **spec}, source.workspace_bytes)
         return Step(
-            action.name, "kernel", args, source.symbol, binary,
+            action.name, "kernel", args, symbol, binary,
             shared_bytes=source.shared_bytes, thread_bytes=source.thread_bytes,
         )  # fmt: skip
+
+    def _extents(self, task: Task, args: Sequence[Arg]) -> dict[str, Any]:
+        """How many bytes each argument has, and how many of them are written: what a GPU may run beside what rests on it."""
+        if self.catalogue.target.arch != "cuda":
+            return {}
+        written = [self._bytes(t) for t in task.action.writes]
+        read = [
+            self.buffers[arg.buffer].nbytes if t[0] in self.graph.constants else self._bytes(t)
+            for t, arg in zip(task.operands, args, strict=False)
+        ]
+        return {"outputs": len(written), "bytes": [*read, *written]}
+
+    def _bytes(self, tensor: Tensor) -> int:
+        return type_of(self.graph, tensor).nbytes
 
     def _packed(self, task: Task) -> list[Arg]:
         constants = [self.graph.constants[v] for v, _ in task.operands if v in self.graph.constants]
@@ -193,6 +214,16 @@ def _choice(task: Task) -> Choice:
         made.provider, dict(made.config), made.seconds if made.measured else None, made.rivals,
         tuple(o for n in nodes for o in n.origin), cost.flops, cost.nbytes,
     )  # fmt: skip
+
+
+def text_of(code: Code) -> Text | None:
+    """The text that code is compiled from; None for a library's call."""
+    return code.source if code.source is not None else code.cuda
+
+
+def symbol_of(source: Text) -> str:
+    """The name of the function, of the first one of several kernels."""
+    return source.launches[0].symbol if isinstance(source, CudaSource) else source.symbol
 
 
 def constant_tensors(graph: Graph) -> list[Tensor]:

@@ -19,17 +19,19 @@ from wpk.ops.base import Layouts
 Variant = Mapping[str, str]
 
 
-def channel_blocks(target: Target) -> tuple[int, ...]:
-    """Channel blocks that kernels of ``target`` use: its vector's lanes."""
-    return {"avx512": (16,), "avx2": (8,), "neon": (8,)}.get(target.isa, (8,))
+def offered(target: Target) -> tuple[str, ...]:
+    """Layouts besides ROW that kernels of ``target`` use: blocks of its vector's lanes, channels last on GPUs."""
+    if target.arch == "cuda":
+        return ("NHWC",)
+    return ("NCHW16c",) if target.isa == "avx512" else ("NCHW8c",)
 
 
 def workload_layouts(workload: Workload, target: Target) -> tuple[Layouts, ...]:
     """The layouts worth trying for a workload, row-major first: those of :mod:`wpk.ops`.
 
-    Channels last is not among them: no CPU implementation that is best there was seen, and each layout costs measurements.
+    On CPUs channels last is not among them: nothing that is best there was seen, and each layout costs measurements.
     """
-    return layouts(workload, channel_blocks(target))
+    return layouts(workload, offered(target))
 
 
 def variants(graph: Graph, node: Node, target: Target) -> tuple[Variant, ...]:

@@ -41,7 +41,8 @@ class Arg:
 
 @dataclass(frozen=True)
 class Step:
-    """One call. ``kind``: ``kernel`` (``symbol`` in binary ``binary``), ``onednn``/``openblas`` (``spec`` for the adapter),
+    """One call. ``kind``: ``kernel`` (``symbol`` in binary ``binary``), ``cuda`` (the launches of ``spec``, see
+    :class:`wpk.core.launch.CudaSource`; ``shared_bytes`` is its workspace), ``onednn``/``openblas`` (``spec`` for the adapter),
     ``onnxruntime`` (breaks the plan into segments; ``spec``: ``model``, the blob's key, ``inputs`` and ``outputs``, lists of
     [name, dtype, shape]), ``copy`` (args: src, dst; ``spec.nbytes``).
     """
