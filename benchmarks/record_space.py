@@ -32,7 +32,7 @@ from wpk import api
 from wpk.core.errors import InvalidConfig
 from wpk.core.result import Config, Measurement, config_key
 from wpk.measure.builder import CompileError, build
-from wpk.measure.measurer import Measurer
+from wpk.measure.measurer import Measurer, cpu_measurer
 from wpk.providers.protocol import Provider
 from wpk.search.recorded import SUFFIX, RecordedSpace, facts, load_space, save_space
 from wpk.search.space import Space
@@ -236,7 +236,7 @@ def main() -> None:
 def _measure_all(shop: Shop, chosen: Sequence[Recording], budget: str) -> None:
     limit = parse_budget(budget)
     deadline = inf if limit is None else monotonic() + limit
-    with Measurer(shop.target, shop.cache, shop.compiler) as measurer:
+    with cpu_measurer(shop.target, shop.cache, shop.compiler) as measurer:
         for one in chosen:
             begun, before = monotonic(), len(one.times)
             done = measure(measurer, one, deadline)

@@ -28,7 +28,7 @@ from benchmarks import zoo
 from wpk import api
 from wpk.core.result import Config, Measurement, config_key
 from wpk.core.tensor import channel_block
-from wpk.measure.measurer import Measurer
+from wpk.measure.measurer import Measurer, cpu_measurer
 from wpk.planner.demand import wanted
 from wpk.providers.protocol import Provider
 from wpk.search.space import Space
@@ -306,7 +306,7 @@ def main() -> None:
     args = parse()
     shop = api.open_shop(api.Options(threads=args.threads))
     outcomes: list[Outcome] = []
-    with Measurer(shop.target, shop.cache, shop.compiler) as measurer:
+    with cpu_measurer(shop.target, shop.cache, shop.compiler) as measurer:
         bench = Bench(shop, measurer, TuningLog(args.log), args.lock, monotonic() + args.budget)
         with contextlib.suppress(OutOfTime, KeyboardInterrupt):
             for subject in subjects(zoo.build(args.model, args.zoo), shop, args.tasks, args.provider):

@@ -20,7 +20,7 @@ from benchmarks import zoo
 from wpk import api
 from wpk.core.result import Config
 from wpk.measure.builder import build_runtime
-from wpk.measure.measurer import Measurer
+from wpk.measure.measurer import Measurer, cpu_measurer
 from wpk.planner.demand import wanted
 from wpk.providers.protocol import Provider
 from wpk.runtime.native_api import Pool, load_native
@@ -134,7 +134,7 @@ def main() -> None:
     native = load_native(build_runtime(shop.target.isa, shop.compiler, shop.cache))
     pool = Pool(native, shop.target.threads)
     rows: list[Row] = []
-    with Measurer(shop.target, shop.cache, shop.compiler) as measurer:
+    with cpu_measurer(shop.target, shop.cache, shop.compiler) as measurer:
         for model in args.models:
             for task in layers(model, args.zoo, shop):
                 rows += examine(

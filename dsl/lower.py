@@ -82,7 +82,7 @@ class _Lowering:
         self.order = list(self.stages)
         self.params = {p.name: p for p in (*scheduled.algorithm.params, *scheduled.algorithm.tables)}
         self.ranges: dict[str, tuple[int, int]] = {}
-        self.bases: dict[str, dict[str, Expr]] = {}
+        self.live: dict[str, Box] = {}
         self.parallel = False
         self.threads: set[str] = set()  # variables of the loops over threads around
         self.loads = {t.name: affine.loads(t.value) for t in scheduled.algorithm.stages}
@@ -100,15 +100,15 @@ class _Lowering:
         first, box = stages[0], boxes[stages[0].name]
         if first.target in self.params:
             return self._produce(first, box) + self._chain(stages[1:], boxes, rest)
-        if first.name in self.bases:
+        if first.name in self.live:
             raise ScheduleError(f"{first.name} is computed inside itself")
         if self.s.placement(first.name).scope == "shared" and self.parallel:
             raise ScheduleError(
                 f"compute_at {first.name}: shared storage inside a parallel loop; use thread or register"
             )
-        self.bases[first.name] = {a: base for a, (base, _) in box.items()}
+        self.live[first.name] = box
         body = self._produce(first, box) + self._chain(stages[1:], boxes, rest)
-        del self.bases[first.name]
+        del self.live[first.name]
         return (Alloc(self._buffer(first, box), body),)
 
     def _buffer(self, stage: Stage, box: Box) -> Buffer:
@@ -236,13 +236,13 @@ class _Lowering:
                 [t for t in placed if t not in ahead], boxes, lambda: self._loops(walk, order[1:])
             )
             for t in ahead:
-                del self.bases[t.name]
+                del self.live[t.name]
             del walk.env[loop]
         return pipeline(var, count, depth, made, use)
 
     def _kept(self, stage: Stage, box: Box) -> Body:
         """What makes a stage, which stays live."""
-        self.bases[stage.name] = {a: base for a, (base, _) in box.items()}
+        self.live[stage.name] = box
         return self._produce(stage, box)
 
     @contextmanager
@@ -296,13 +296,14 @@ class _Lowering:
 
     def _address(self, stage: Stage, position: list[Expr]) -> tuple[Expr, ...]:
         """Physical indices of an element of a live stage, from its position on the stage's axes."""
-        if stage.name not in self.bases:
+        if stage.name not in self.live:
             raise ScheduleError(f"{stage.name} is read outside the loop that it is computed in")
-        place, bases = self.s.placement(stage.name), self.bases[stage.name]
+        place, box = self.s.placement(stage.name), self.live[stage.name]
         names = [a.name for a in stage.axes]
         order = place.storage or tuple(names)
+        # along one element there is no other place, though guarded iterations may ask for what is outside
         offsets = {
-            n: linear(p, self.ranges).plus(linear(bases[n], self.ranges), -1)
+            n: linear(ZERO, {}) if box[n][1] == 1 else linear(p, self.ranges).plus(linear(box[n][0], self.ranges), -1)
             for n, p in zip(names, position, strict=True)
         }
         out = [offsets[n].expr() for n in order]

@@ -10,10 +10,11 @@ _EXPORTS = {
     "replay": "wpk.api",
     "load": "wpk.runtime.runner",
     "Runner": "wpk.runtime.runner",
+    "CudaRunner": "wpk.runtime.cuda.runner",
     "WpkError": "wpk.core.errors",
 }
 
-__all__ = ["Runner", "WpkError", "__version__", "compile", "load", "replay"]
+__all__ = ["CudaRunner", "Runner", "WpkError", "__version__", "compile", "load", "replay"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,17 +16,21 @@ from wpk import __version__
 from wpk.core.errors import StorageError
 from wpk.core.result import Measurement
 from wpk.planner.contract import OURS, Verdict, candidate_plans, decide, measure_plans
+from wpk.planner.plan import plan_model
 from wpk.runtime import artifact
+from wpk.runtime.cuda.runner import CudaRunner
 from wpk.runtime.parts import Parts
 from wpk.runtime.plan import Choice, Plan
-from wpk.runtime.runner import Runner, load
+from wpk.runtime.runner import Runner, load, open_runner
 from wpk.settings import parse_budget
 from wpk.stages import (
     Model,
     Options,
     best_graph,
+    known_results,
     logged_tasks,
     open_shop,
+    read_graph,
     read_source,
     recall,
     remember,
@@ -50,7 +54,7 @@ class Compiled:
     """
 
     parts: Parts
-    runner: Runner
+    runner: Runner | CudaRunner
     measured: Mapping[str, Measurement]
     verdict: Verdict
     tuned: Tuned | None
@@ -83,7 +87,7 @@ def compile(
     max_error: float = 1e-4,
     observer: Observer | None = None,
     cluster: str | None = None,
-) -> Runner:
+) -> Runner | CudaRunner:
     """The fastest correct program for ``model`` on this machine that tuning for ``budget`` finds, ready to run.
 
     ``model``: a path, serialized bytes or a ModelProto. With ``log``, measurements are appended to that file and those it holds
@@ -110,7 +114,7 @@ def replay(
     threads: int | None = None,
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-) -> Runner:
+) -> Runner | CudaRunner:
     """The program that ``log`` describes; nothing is measured. The same log on the same machine gives the same plan.
 
     ``strict`` raises LogError for a task with no entry, a lost entry or a stale one; otherwise such tasks get defaults.
@@ -178,6 +182,32 @@ def rebuild(
     return _finish(plans, measured, found.results, None, notes, output)
 
 
+def cross(
+    model: Model,
+    options: Options,
+    output: Path,
+    log: Path | None = None,
+    say: Say = lambda text: None,
+    trace: list[str] | None = None,
+) -> Parts:
+    """Compile for ``options.target`` without measuring, by what ``log`` and the shipped logs know of it and first guesses
+    elsewhere; save the artifact. Nothing is run, so nothing is checked: that needs the target, or its emulator.
+
+    Raises ModelError, UsageError, ToolchainError, StorageError, LogError.
+    """
+    shop = open_shop(options)
+    _check_folder(output)
+    results = known_results(shop, log)
+    say("reading the model")
+    graph = read_graph(model, options, trace)
+    say("planning")
+    meta = {"wpk": __version__, "measured": False}
+    parts = plan_model(graph, results, shop.target, shop.providers, shop.tools, meta)
+    say("saving")
+    save(parts, output)
+    return parts
+
+
 def _finish(
     plans: Mapping[str, Parts],
     measured: Mapping[str, Measurement],
@@ -195,7 +225,7 @@ def _finish(
     meta = {**(parts.plan.meta or {}), "wpk": __version__, "contract": verdict.to_json()}
     parts = replace(parts, plan=replace(parts.plan, choices=choices, meta=meta))
     if output is None:
-        return Compiled(parts, Runner(parts), measured, verdict, tuned, plans[OURS].plan, notes)
+        return Compiled(parts, open_runner(parts), measured, verdict, tuned, plans[OURS].plan, notes)
     save(parts, output)
     return Compiled(parts, load(output), measured, verdict, tuned, plans[OURS].plan, notes)
 

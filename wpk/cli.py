@@ -1,7 +1,8 @@
 """The command line. Each command is a thin layer over :mod:`wpk.api` and :mod:`wpk.report`.
 
 Exit codes: 0 done · 1 a check failed · 2 wrong usage · 3 model · 4 feed · 5 artifact · 6 tuning log · 7 toolchain · 8 storage
-· 9 fleet · 70 a bug in wpk · 130 interrupted with nothing to save. Errors are one line on stderr; ``--debug`` adds the traceback.
+· 9 fleet · 10 GPU · 11 its memory · 70 a bug in wpk · 130 interrupted with nothing to save. Errors are one line on stderr;
+``--debug`` adds the traceback.
 """
 
 from __future__ import annotations
@@ -100,6 +101,12 @@ def compile_command(
     threads: Threads = None,
     batch: Batch = None,
     shape: Shape = None,
+    target: Annotated[
+        str, typer.Option(help="cpu, cuda (the GPU here), or cuda:sm_80, cuda:sm_90a ... with --no-measure")
+    ] = "cpu",
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="by what logs know and first guesses; needs no such machine")
+    ] = False,
     seed: Annotated[int, typer.Option(help="of the search and of the check's inputs")] = 0,
     max_error: Annotated[float, typer.Option(help="largest relative L2 error of the whole model")] = 1e-4,
     trace_fusion: Annotated[
@@ -123,8 +130,11 @@ def compile_command(
     level = levels.effort(effort)
     options = Options(
         level.budget if budget is None else levels.parse_budget(budget), strategy or level.strategy, names(providers), threads,
-        batch, shapes(shape), seed, level.trials, max_error, cluster, security.Tls(tls_ca, tls_cert, tls_key), level.rl,
+        batch, shapes(shape), seed, level.trials, max_error, cluster, security.Tls(tls_ca, tls_cert, tls_key), level.rl, target,
     )  # fmt: skip
+    if no_measure:
+        compiling.cross_compile(model, options, output, log, trace_fusion, console(quiet))
+        return
     compiling.compile_model(model, options, output, log, trace_fusion, html, console(quiet))
 
 
@@ -162,11 +172,14 @@ def run(
     random: Annotated[bool, typer.Option("--random", help="seeded random inputs instead of files")] = False,
     seed: Annotated[int, typer.Option(help="of --random")] = 0,
     threads: Threads = None,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="a model for GPUs, on the CPU: slow, and every access is checked")
+    ] = False,
 ) -> None:
     """Run a compiled model on arrays from files."""
     from wpk.commands import inspecting
 
-    inspecting.run_artifact(artifact, feeds or [], output, random, seed, threads, console(False))
+    inspecting.run_artifact(artifact, feeds or [], output, random, seed, threads, emulate, console(False))
 
 
 @app.command()

@@ -97,6 +97,21 @@ def shipped_target(name: str) -> Target:
     return Target(**{**data, "isas": tuple(data["isas"]), "gpu": gpu})
 
 
+def gpu_target(capability: str) -> Target:
+    """The shipped GPU of that compute capability, such as ``sm_90a``. Raises UsageError, naming those there are."""
+    known = [shipped_target(name) for name in shipped_names("targets")]
+    gpus = {t.isa: t for t in known if t.gpu is not None}
+    if capability not in gpus:
+        raise UsageError(f"target cuda:{capability}: expected one of {', '.join(f'cuda:{c}' for c in sorted(gpus))}")
+    return gpus[capability]
+
+
+def known_gpu(found: Target) -> Target:
+    """The shipped description of the GPU ``found``, whose bandwidth and clock were measured; itself where none is shipped."""
+    known = [shipped_target(name) for name in shipped_names("targets")]
+    return next((t for t in known if t.fingerprint == found.fingerprint), found)
+
+
 def shipped_names(folder: str) -> tuple[str, ...]:
     """Names of the ``effort`` levels or ``targets`` that come with wpk, sorted."""
     entries = files("wpk.configs").joinpath(folder).iterdir()

@@ -18,13 +18,14 @@ from wpk.core.errors import LogError, ModelError, UsageError
 from wpk.core.result import Config, Measurement
 from wpk.core.target import Target, host_target
 from wpk.core.workload import Workload
+from wpk.cuda import nvrtc
 from wpk.fleet.bench import facts_of
 from wpk.fleet.client import Fleet, FleetOptions
 from wpk.fleet.security import Tls
 from wpk.graph.graph import Graph
 from wpk.graph.onnx_io import export_model, export_region, load_model
 from wpk.measure.builder import build_runtime
-from wpk.measure.measurer import MeasureOptions, Measurer
+from wpk.measure.measurer import MeasureOptions, Measurer, cpu_measurer, cuda_measurer
 from wpk.measure.toolchain import Compiler, find_compiler
 from wpk.ops import work
 from wpk.passes import default_pipeline, run_pipeline
@@ -33,19 +34,20 @@ from wpk.planner.choose import choose
 from wpk.planner.contract import OURS, model_workload
 from wpk.planner.demand import unmeasured, wanted
 from wpk.planner.emit import Tools
-from wpk.planner.plan import make_tools
+from wpk.planner.plan import make_cuda_tools, make_tools
 from wpk.providers.protocol import Provider
 from wpk.providers.registry import providers as named_providers
 from wpk.report.accuracy import output_errors
 from wpk.report.engines import onnxruntime_engine, random_feeds
-from wpk.report.peaks import peaks
+from wpk.report.peaks import gpu_peaks, peaks
+from wpk.runtime.cuda.driver import open_device
 from wpk.runtime.parts import Parts
 from wpk.runtime.plan import Port
 from wpk.search.rl import RlOptions
-from wpk.settings import load_settings
+from wpk.settings import gpu_target, known_gpu, load_settings
 from wpk.tuning.events import Observer
-from wpk.tuning.experience import shipped
-from wpk.tuning.log import Contents, TuningLog
+from wpk.tuning.experience import shipped, shipped_logs
+from wpk.tuning.log import Contents, TuningLog, read_log
 from wpk.tuning.record import Record, Versions, stale_reason
 from wpk.tuning.replay import replay
 from wpk.tuning.results import ResultTable
@@ -78,7 +80,8 @@ class Options:
     ``providers``: names as in :mod:`wpk.providers.registry`, all that are installed for None. ``max_error``: relative L2 error
     of the whole model's outputs, before a last softmax. ``shapes`` and ``batch`` settle symbolic dimensions of inputs.
     ``cluster``: the address of a Dask scheduler whose workers measure, None for this machine; ``tls``: files for its connections.
-    ``rl``: hyper-parameters of the strategies ``rl`` and ``auto``.
+    ``rl``: hyper-parameters of the strategies ``rl`` and ``auto``. ``target``: ``cpu`` (this machine), ``cuda`` (its GPU), or a
+    GPU that is not here by its compute capability, such as ``cuda:sm_90a``.
     """
 
     budget: float = 60.0
@@ -93,6 +96,7 @@ class Options:
     cluster: str | None = None
     tls: Tls = field(default_factory=Tls)
     rl: RlOptions | None = None
+    target: str = "cpu"
 
     def __post_init__(self) -> None:
         TuneOptions(strategy=self.strategy)  # raises UsageError for an unknown one
@@ -102,10 +106,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Shop:
-    """What compiling needs from this machine."""
+    """What compiling needs from this machine. ``compiler`` is that for C, None where the target is a GPU."""
 
     target: Target
-    compiler: Compiler
+    compiler: Compiler | None
     cache: Path
     providers: tuple[Provider, ...]
     tools: Tools
@@ -113,14 +117,17 @@ class Shop:
     @property
     def versions(self) -> Versions:
         """What records of the tuning log must agree with."""
-        return versions_of(self.providers, self.compiler.version, __version__)
+        compiler = f"nvrtc {nvrtc.version()}" if self.compiler is None else self.compiler.version
+        return versions_of(self.providers, compiler, __version__)
 
 
 def open_shop(options: Options) -> Shop:
-    """Find compiler, cache and providers. Raises ToolchainError, StorageError, UsageError."""
+    """Find compiler, cache and providers. Raises ToolchainError, StorageError, UsageError, DeviceError."""
     settings = load_settings()
-    providers = named_providers(options.providers)
-    target = host_target(options.threads or settings.threads)
+    target = find_target(options.target, options.threads or settings.threads)
+    providers = named_providers(options.providers, target)
+    if target.gpu is not None:
+        return Shop(target, None, settings.cache, providers, make_cuda_tools(target, settings.cache, export_region))
     compiler = find_compiler(settings.cc)
     return Shop(
         target,
@@ -129,6 +136,18 @@ def open_shop(options: Options) -> Shop:
         providers,
         make_tools(target, compiler, settings.cache, export_region),
     )
+
+
+def find_target(name: str, threads: int | None = None) -> Target:
+    """The target that a user names: ``cpu``, ``cuda``, ``cuda:<compute capability>``. Raises UsageError, DeviceError."""
+    kind, _, capability = name.partition(":")
+    if kind == "cuda" and capability:
+        return gpu_target(capability)
+    if name == "cuda":
+        return known_gpu(open_device().target)
+    if name == "cpu":
+        return host_target(threads)
+    raise UsageError(f"target {name!r}: expected cpu, cuda, or cuda with a compute capability such as cuda:sm_90a")
 
 
 @dataclass(frozen=True)
@@ -172,6 +191,19 @@ def read_source(model: Model, options: Options, shop: Shop, trace: list[str] | N
     return Source(graphs, session, feeds, expected, any(_draws(n.op, dict(n.attrs)) for n in raw.nodes))
 
 
+def read_graph(model: Model, options: Options, trace: list[str] | None = None) -> Graph:
+    """Load and optimize, and no more: for a target that is not here. Raises ModelError."""
+    with _as_file(model) as path:
+        return run_pipeline(load_model(path, options.shapes, options.batch), default_pipeline(), trace)
+
+
+def known_results(shop: Shop, log: Path | None = None) -> ResultTable:
+    """What ``log`` and the shipped logs have that was measured on such a target and still counts. Raises LogError."""
+    contents = [*shipped_logs(), *([] if log is None else [read_log(log)])]
+    records = (r for c in contents for r in c.records)
+    return ResultTable(r for r in records if stale_reason(r, shop.target, shop.versions) is None)
+
+
 def tune_graphs(
     graphs: Sequence[Graph], shop: Shop, log: TuningLog, options: Options, observer: Observer | None = None
 ) -> tuple[Tuned, list[Task]]:
@@ -198,16 +230,23 @@ def tune_graphs(
 
 def open_measurer(shop: Shop, options: Options) -> Measurer | Fleet:
     """What measures: this machine, or a cluster's workers that are like it. Raises FleetError, ToolchainError, StorageError."""
+    if shop.compiler is None:
+        if options.cluster is not None:
+            raise UsageError("--cluster: fleets measure on CPUs only")
+        return cuda_measurer(shop.target, shop.cache, seed=options.seed)
     if options.cluster is None:
-        return Measurer(shop.target, shop.cache, shop.compiler, options=MeasureOptions(seed=options.seed))
+        return cpu_measurer(shop.target, shop.cache, shop.compiler, options=MeasureOptions(seed=options.seed))
     facts = facts_of(shop.target, shop.compiler, shop.providers)
     return Fleet(options.cluster, shop.target, facts, FleetOptions(options.tls))
 
 
 def roofs_of(tasks: Sequence[Task], shop: Shop) -> dict[str, float]:
     """The least seconds this machine can take for each task, by workload key: work over peaks. Raises StorageError."""
-    runtime = build_runtime(shop.target.isa, shop.compiler, shop.cache)
-    peak, works = peaks(runtime, shop.target, shop.cache), {t.workload.key: work(t.workload) for t in tasks}
+    works = {t.workload.key: work(t.workload) for t in tasks}
+    if shop.compiler is None:
+        peak = gpu_peaks(shop.target)
+    else:
+        peak = peaks(build_runtime(shop.target.isa, shop.compiler, shop.cache), shop.target, shop.cache)
     return {key: peak.floor(w.flops, w.nbytes) for key, w in works.items()}
 
 

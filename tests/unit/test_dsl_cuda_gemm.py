@@ -89,3 +89,12 @@ def test_the_space_is_large_and_its_guesses_are_valid() -> None:
     assert len(configs) == 40
     assert all(all(limit(c) for limit in space.constraints) for c in space.first)
     assert len(space.first) >= 5
+
+
+def test_parts_of_a_tile_that_does_not_fill_its_blocks() -> None:
+    """The second kernel's last block has threads without work: what they would read must not move what the others read."""
+    w = product(20, 24, 40)
+    config = {**CudaGemm().space(w, H200).default(), "tile_m": 2, "tile_n": 4, "split_k": 2, "tile_k": 4, "stages": 1}
+    rng = np.random.default_rng(3)
+    a, b = (rng.normal(size=t.shape).astype(np.float32) for t in w.inputs)
+    np.testing.assert_allclose(emulated(CudaGemm().build(w, config, H200).kernel, [a, b]), a @ b, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ from measure_fakes import Fakes, add_relu, config, oracle
 from wpk.core.result import Measurement
 from wpk.core.target import host_target
 from wpk.measure.inputs import random_inputs
-from wpk.measure.measurer import MeasureOptions, Measurer
+from wpk.measure.measurer import MeasureOptions, Measurer, cpu_measurer
 from wpk.measure.timer import Timing
 from wpk.measure.toolchain import find_compiler
 
@@ -20,7 +20,7 @@ OPTIONS = MeasureOptions(seconds=2.0, nbytes=256 << 20, timing=Timing(max_second
 
 @pytest.fixture(scope="module")
 def measurer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measurer]:
-    with Measurer(host_target(2), tmp_path_factory.mktemp("cache"), find_compiler(), oracle, OPTIONS) as made:
+    with cpu_measurer(host_target(2), tmp_path_factory.mktemp("cache"), find_compiler(), oracle, OPTIONS) as made:
         yield made
 
 
@@ -99,7 +99,7 @@ def test_files_do_not_pile_up(measurer: Measurer) -> None:
 
 
 def test_warm_constants(tmp_path: Path) -> None:
-    with Measurer(host_target(1), tmp_path, find_compiler(), oracle, replace(OPTIONS, cold=False)) as measurer:
+    with cpu_measurer(host_target(1), tmp_path, find_compiler(), oracle, replace(OPTIONS, cold=False)) as measurer:
         assert one(measurer, "good").cache_state == "warm"
         folder = measurer._folder.path
     assert not folder.exists()

@@ -8,7 +8,7 @@ from wpk.core.pointwise import Acc, Input, apply
 from wpk.core.target import host_target
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
-from wpk.measure.measurer import MeasureOptions, Measurer
+from wpk.measure.measurer import MeasureOptions, Measurer, cpu_measurer
 from wpk.measure.timer import Timing
 from wpk.measure.toolchain import find_compiler
 from wpk.providers.protocol import Provider
@@ -34,7 +34,7 @@ def gemm() -> Workload:
 @pytest.fixture(scope="module")
 def measurer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measurer]:
     options = MeasureOptions(timing=Timing(max_seconds=0.005))
-    with Measurer(host_target(2), tmp_path_factory.mktemp("cache"), find_compiler(), options=options) as made:
+    with cpu_measurer(host_target(2), tmp_path_factory.mktemp("cache"), find_compiler(), options=options) as made:
         yield made
 
 

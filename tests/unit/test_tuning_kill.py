@@ -32,9 +32,9 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from measure_fakes import Fakes, add_relu, config, oracle
 from wpk.core.target import host_target
-from wpk.measure.measurer import Measurer
+from wpk.measure.measurer import Measurer, cpu_measurer
 from wpk.measure.toolchain import find_compiler
-measurer = Measurer(host_target(1), Path(sys.argv[2]), find_compiler(), oracle)
+measurer = cpu_measurer(host_target(1), Path(sys.argv[2]), find_compiler(), oracle)
 assert measurer.measure(add_relu(), Fakes(), [config()])[0].ok
 print(measurer._process.popen.pid, measurer._folder.path, flush=True)
 measurer.measure(add_relu(), Fakes(), [config("hang")])

@@ -23,8 +23,7 @@ from wpk.report.engines import (
     runner_engine,
 )
 from wpk.report.explain import duration
-from wpk.runtime import artifact
-from wpk.runtime.runner import Runner
+from wpk.runtime.runner import load
 
 
 def bench_model(
@@ -37,7 +36,7 @@ def bench_model(
     if names and source is None:
         raise UsageError(f"--against needs the model that {model} was made from: --onnx MODEL.onnx")
     if model.suffix == ".wpk":
-        runner = Runner(artifact.load(model), threads)
+        runner = load(model, threads)
     else:
         from wpk import api  # pulls in the compiler
 

@@ -11,12 +11,13 @@ from rich.table import Table
 from wpk.core.errors import StorageError, UsageError
 from wpk.report.engines import random_feeds
 from wpk.report.explain import Row
+from wpk.runtime.cuda.runner import CudaRunner
 from wpk.runtime.runner import Runner
 
 _PROFILES = 7
 
 
-def profile(runner: Runner, repeats: int = _PROFILES) -> dict[str, float]:
+def profile(runner: Runner | CudaRunner, repeats: int = _PROFILES) -> dict[str, float]:
     """Step name → median seconds over ``repeats`` runs on random inputs, after a warm-up."""
     feeds = random_feeds(runner.plan.inputs)
     runner.profile(feeds)

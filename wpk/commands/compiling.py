@@ -17,6 +17,7 @@ from wpk.report.explain import duration
 from wpk.report.html import page
 from wpk.report.peaks import peaks
 from wpk.report.progress import progress_observer
+from wpk.runtime.cuda.runner import is_cuda, made_for
 from wpk.runtime.native_api import RUNTIME
 from wpk.settings import load_settings
 from wpk.stages import Options
@@ -43,6 +44,27 @@ def compile_model(
         out.print(Text(line), soft_wrap=True)
     report(made, html, out)
     out.print(Text(f"saved {target} ({target.stat().st_size / 1e6:.1f} MB); log {records}"))
+
+
+def cross_compile(
+    model: Path, options: Options, output: Path | None, log: Path | None, trace: bool, out: Console
+) -> None:
+    """Compile without measuring; then what was chosen, and by which knowledge."""
+    target = output or Path(model.name).with_suffix(".wpk")
+    fusions: list[str] | None = [] if trace else None
+    parts = api.cross(model, options, target, log, Stages(out), fusions)
+    for line in fusions or ():
+        out.print(Text(line), soft_wrap=True)
+    plan = parts.plan
+    found = explaining.rows(plan)
+    where = made_for(plan) if is_cuda(plan) else str(plan.target["model"])
+    out.print(explaining.table(found, f"{plan.model}: {len(found)} steps for {where}, plan {plan.hash}", _SLOWEST_SHORT))
+    for name, steps, _ in explaining.summary(found):
+        out.print(Text(f"{name}: {steps} steps"))
+    known = sum(c.seconds is not None for c in plan.choices)
+    said = f"{known} of {len(plan.choices)} choices rest on measurements, the others on first guesses; nothing was run or checked"
+    out.print(Text(said))
+    out.print(Text(f"saved {target} ({target.stat().st_size / 1e6:.1f} MB)"))
 
 
 def replay_log(

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from wpk.commands.common import find_row, profile, table, write_text
-from wpk.core.errors import UsageError
+from wpk.core.errors import ArtifactError, DeviceError, UsageError
 from wpk.core.target import host_target
+from wpk.measure.emulated import emulated_runner
 from wpk.report import explain as explaining
 from wpk.report.arrays import read_feeds, write_results
 from wpk.report.engines import random_feeds
@@ -22,10 +23,11 @@ from wpk.report.explain import Row, duration
 from wpk.report.html import page
 from wpk.report.peaks import Peaks, peaks
 from wpk.runtime import artifact
+from wpk.runtime.cuda.runner import is_cuda, made_for
 from wpk.runtime.native_api import RUNTIME
 from wpk.runtime.parts import Parts
 from wpk.runtime.plan import Plan, Step
-from wpk.runtime.runner import Runner
+from wpk.runtime.runner import Runner, open_runner
 from wpk.settings import load_settings
 
 _SLOWEST = 20
@@ -38,12 +40,14 @@ def run_artifact(
     random: bool,
     seed: int,
     threads: int | None,
+    emulate: bool,
     out: Console,
 ) -> None:
     """Run once; print what comes out, and write it to ``output`` when given."""
     if bool(feeds) == random:
         raise UsageError("expected input files (.npy or .npz) or --random, and not both")
-    with Runner(artifact.load(file), threads) as runner:
+    parts = artifact.load(file)
+    with emulated_runner(parts) if emulate else open_runner(parts, threads) as runner:
         arrays = random_feeds(runner.plan.inputs, seed) if random else read_feeds(feeds, runner.plan.inputs)
         names = [p.name for p in runner.plan.outputs]
         results = dict(zip(names, runner.run(None, arrays), strict=True))
@@ -76,7 +80,8 @@ def explain_artifact(
     plan = parts.plan
     if html is not None:
         write_text(html, page(plan, found, roof, list(parts.sources.items())))
-    headline = f"{plan.model}: {len(plan.steps)} steps, {duration(total)}, {plan.target.get('threads')} threads, plan {plan.hash}"
+    where = made_for(plan) if is_cuda(plan) else f"{plan.target.get('threads')} threads"
+    headline = f"{plan.model}: {len(plan.steps)} steps, {duration(total)}, {where}, plan {plan.hash}"
     out.print(explaining.table(found, headline, None if everything else _SLOWEST, everything))
     if contract := (plan.meta or {}).get("contract"):
         out.print(Text(f"contract: {contract['winner']} is taken: {contract['reason']}"), soft_wrap=True)
@@ -86,6 +91,8 @@ def explain_artifact(
 
 def _profiled(parts: Parts, threads: int | None) -> tuple[list[Row], Peaks | None, float | None]:
     """Rows with times where this machine can run the plan; else rows with what the plan remembers."""
+    if is_cuda(parts.plan):
+        return explaining.rows(parts.plan, _gpu_times(parts)), None, None
     target = host_target(int(parts.plan.target["threads"]))
     if target.fingerprint != parts.plan.fingerprint:
         return explaining.rows(parts.plan), None, None
@@ -93,6 +100,15 @@ def _profiled(parts: Parts, threads: int | None) -> tuple[list[Row], Peaks | Non
         times = profile(runner)
     roof = peaks(parts.binaries[RUNTIME], target, load_settings().cache)
     return explaining.rows(parts.plan, times, roof), roof, sum(times.values())
+
+
+def _gpu_times(parts: Parts) -> dict[str, float] | None:
+    """Seconds by step where there is such a GPU."""
+    try:
+        with open_runner(parts) as runner:
+            return profile(runner)
+    except (DeviceError, ArtifactError):
+        return None
 
 
 def show_node(file: Path, node: str, source_only: bool, out: Console) -> None:
@@ -109,7 +125,7 @@ def show_node(file: Path, node: str, source_only: bool, out: Console) -> None:
     out.print(explaining.detail(row))
     out.print(_step_table(parts.plan, step))
     if text is not None:
-        out.print(Syntax(text, "c", background_color="default"))
+        out.print(Syntax(text, "cuda" if is_cuda(parts.plan) else "c", background_color="default"))
     elif step.spec:
         out.print(Text(json_text.dumps(step.spec)))
 

@@ -64,6 +64,8 @@ class DeviceError(WpkError):
 class DeviceMemoryError(DeviceError):
     """The GPU has not the memory that was asked for."""
 
+    exit_code = 11
+
 
 class InternalError(WpkError):
     """wpk broke one of its own rules; always a bug."""

@@ -21,7 +21,7 @@ from wpk.core.target import Target
 from wpk.core.workload import Workload
 from wpk.fleet.wire import Data, Facts, built_data, code_from, target_from, workload_from
 from wpk.measure.builder import CompileError, build
-from wpk.measure.measurer import Measurer
+from wpk.measure.measurer import Measurer, cpu_measurer
 from wpk.measure.toolchain import Compiler
 from wpk.providers.protocol import Code, Provider, Support
 from wpk.search.space import Space
@@ -147,7 +147,7 @@ class LocalBench:
 
     def _measuring(self) -> Measurer:
         if self._measurer is None:
-            self._measurer = Measurer(self._target, self._cache, self._compiler)
+            self._measurer = cpu_measurer(self._target, self._cache, self._compiler)
         return self._measurer
 
 

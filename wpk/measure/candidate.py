@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,6 +35,56 @@ class LaunchError(Exception):
     """The code loads or runs no further than an error code."""
 
 
+class DeviceFault(Exception):
+    """A candidate made the GPU useless for this process."""
+
+
+class Checked(Protocol):
+    """The operands of a workload, and what its candidates must give."""
+
+    def poison(self) -> None:
+        """Make every output NaN."""
+        ...
+
+    def check(self, tolerance: float) -> Verdict:
+        """Compare what the outputs hold with what is expected; writes past their ends are wrong too."""
+        ...
+
+    def close(self) -> None:
+        """Free their memory."""
+        ...
+
+
+class Timed(Protocol):
+    """A candidate that is loaded."""
+
+    def run(self) -> None:
+        """One call. Raises LaunchError, DeviceFault."""
+        ...
+
+    def time(self, how: Timing, cold: bool = True) -> list[float]:
+        """Samples in seconds a call; ``cold``: constants in the state that the request asks for, else warm ones."""
+        ...
+
+    def close(self) -> None:
+        """Free memory and code."""
+        ...
+
+
+class Bench(Protocol):
+    """What candidates run on: this machine's CPU (:class:`Machine`) or a GPU (:class:`wpk.measure.gpu.GpuMachine`)."""
+
+    def operands(
+        self, workload: Workload, inputs: list[np.ndarray | None], expected: list[np.ndarray]
+    ) -> Checked:
+        """``inputs``: physical arrays, None at constants. ``expected``: logical arrays."""
+        ...
+
+    def candidate(self, operands: Any, request: dict[str, Any]) -> Timed:
+        """A candidate on operands of this bench. Raises LaunchError, ArtifactError, MemoryError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Machine:
     """What a worker has: the runtime, a pool of all threads, one of a single thread, and memory of earlier candidates."""
@@ -43,6 +93,16 @@ class Machine:
     pool: Pool
     alone: Pool
     memory: Reuse = field(default_factory=Reuse)
+
+    def operands(
+        self, workload: Workload, inputs: list[np.ndarray | None], expected: list[np.ndarray]
+    ) -> Operands:
+        """See :class:`Bench`."""
+        return Operands(workload, inputs, expected)
+
+    def candidate(self, operands: Operands, request: dict[str, Any]) -> Candidate:
+        """See :class:`Bench`."""
+        return Candidate(self, operands, request)
 
 
 class Operands:
@@ -58,6 +118,9 @@ class Operands:
     def nbytes(self) -> int:
         """Bytes of all of them."""
         return sum(r.nbytes for r in (*self.inputs, *self.outputs) if r is not None)
+
+    def close(self) -> None:
+        """See :class:`Checked`: memory goes when nobody holds it."""
 
     def poison(self) -> None:
         """Make every output NaN."""

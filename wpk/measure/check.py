@@ -14,7 +14,10 @@ from wpk.core.tensor import TensorType, channel_block, from_layout
 from wpk.core.workload import Workload
 
 #: unit roundoff times two, by dtype; integers must be exact
-EPSILON = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
+EPSILON = {"float64": 2.2e-16, "float32": 1.2e-7, "tf32": 9.8e-4, "float16": 9.8e-4, "bfloat16": 7.8e-3}
+
+#: dtypes whose arithmetic is float32, and how many of their roundings an element may see: operands, result, an epilogue's operand
+_ROUNDED, _ROUNDINGS = ("tf32", "float16", "bfloat16"), 4.0
 
 #: what an algorithm may lose besides the rounding of its sums: factor on the tolerance, and the most it may reach
 ACCURACY = {"direct": (1.0, inf), "winograd": (12.0, 1e-4)}
@@ -40,11 +43,14 @@ class Verdict:
 def tolerance(dtype: str, reduction: int, accuracy: str = "direct") -> float:
     """The relative L2 error allowed to a result of ``dtype`` whose elements are sums of ``reduction`` terms.
 
-    Rounding errors of a sum in any order grow about as the square root of its length. ``accuracy`` names the class of
-    the algorithm (:data:`ACCURACY`); an unknown class raises KeyError.
+    Rounding errors of a sum in any order grow about as the square root of its length; but what is stored in 16 bits, or rounded
+    to ``tf32`` for tensor cores, is summed in float32. ``accuracy`` names the class of the algorithm (:data:`ACCURACY`); an
+    unknown class raises KeyError.
     """
     epsilon = EPSILON.get(dtype, 0.0)
     factor, most = ACCURACY[accuracy]
+    if dtype in _ROUNDED:
+        return factor * epsilon * _ROUNDINGS
     allowed = factor * epsilon * max(_FLOOR, sqrt(max(reduction, 1)))
     return min(allowed, max(most, epsilon * _FLOOR))
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from wpk.core.errors import ArtifactError, DeviceError, DeviceMemoryError
+from wpk.core.errors import ArtifactError, DeviceError, DeviceMemoryError, UsageError
 from wpk.core.launch import CudaSource
-from wpk.core.target import Target
+from wpk.core.target import Gpu, Target
 from wpk.cuda import emulator
 from wpk.runtime.cuda.device import Call, Enqueue, LibraryCall, Span
+from wpk.runtime.cuda.runner import CudaRunner, is_cuda
+from wpk.runtime.parts import Parts
 
 _ALIGN = 256
 
@@ -127,6 +129,16 @@ class EmulatedDevice:
         else:
             raise DeviceError(f"{self.name}: {span.nbytes} bytes at {span.pointer:#x} are not allocated")
         return np.ctypeslib.as_array((ctypes.c_uint8 * span.nbytes).from_address(span.pointer))
+
+
+def emulated_runner(parts: Parts) -> CudaRunner:
+    """A runner for a model compiled for a GPU that needs none. Raises UsageError for one that was not, ToolchainError."""
+    target = parts.plan.target
+    if not is_cuda(parts.plan):
+        raise UsageError(f"{parts.plan.model} was compiled for {target['arch']}: only models for GPUs are emulated")
+    emulator.default_host()
+    plain = {**target, "isas": tuple(target["isas"]), "gpu": Gpu(**target["gpu"])}
+    return CudaRunner(parts, EmulatedDevice(Target(**plain)))
 
 
 class EmulatedRecording:

@@ -19,6 +19,7 @@ from wpk.core.tensor import to_layout
 from wpk.core.workload import Workload
 from wpk.measure.check import reduction_length
 from wpk.measure.frames import Message
+from wpk.runtime.ports import numpy_dtype
 
 #: The logical outputs of a workload on logical inputs.
 Oracle = Callable[[Workload, Sequence[np.ndarray]], Sequence[np.ndarray]]
@@ -113,7 +114,7 @@ def _random(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], scale:
         return rng.integers(0, 2, shape).astype(bool)
     if "int" in dtype:
         return rng.integers(0, 100, shape).astype(dtype)
-    return np.asarray(rng.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype)
+    return np.asarray(rng.standard_normal(shape, np.float32) * np.float32(scale)).astype(numpy_dtype(dtype))
 
 
 def _new_folder() -> Path:

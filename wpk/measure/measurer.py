@@ -6,6 +6,7 @@ Nothing of ours runs beside a candidate that is being timed. A failure of a cand
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -19,20 +20,19 @@ from wpk.core.errors import InvalidConfig, StorageError, ToolchainError
 from wpk.core.result import Config, Measurement
 from wpk.core.target import Target
 from wpk.core.workload import Workload
-from wpk.measure.builder import CompileError, build, build_runtime
+from wpk.measure.backend import Backend, CpuBackend, CudaBackend
+from wpk.measure.builder import CompileError
 from wpk.measure.candidate import copies_of
 from wpk.measure.check import reduction_length, tolerance
 from wpk.measure.frames import Message
 from wpk.measure.inputs import Folder, Inputs, Oracle, Prepared
 from wpk.measure.packed import Packs
 from wpk.measure.pool import Died, Limits, Process, ask, start
-from wpk.measure.timer import Timing
+from wpk.measure.timer import GPU_TIMING, Timing
 from wpk.measure.toolchain import Compiler
 from wpk.measure.worker import request_of
 from wpk.providers.protocol import Code, Provider
 
-#: Cold constants rotate through this many times the last-level cache.
-_COLD_FACTOR = 2
 #: Bytes a second at which data surely reaches a worker, for time limits.
 _TRANSFER = 2e8
 #: Copies of its constants that a session may make: file, parsed model, initializers, prepared form.
@@ -72,12 +72,10 @@ class Measurer:
     """Measures on this machine. Owns a worker process and a folder of arrays; close it, or use it as a context manager."""
 
     def __init__(
-        self, target: Target, cache: Path, compiler: Compiler, oracle: Oracle | None = None, options: MeasureOptions | None = None
+        self, target: Target, backend: Backend, oracle: Oracle | None = None, options: MeasureOptions | None = None
     ) -> None:
-        """Builds the native runtime. ``oracle``: default ONNX Runtime. Raises ToolchainError, StorageError."""
-        self.target, self.compiler, self.options = target, compiler, options or MeasureOptions()
-        self._cache = cache
-        self._runtime = build_runtime(target.isa, compiler, cache)
+        """``oracle``: default ONNX Runtime. Raises StorageError."""
+        self.target, self.options, self._backend = target, options or MeasureOptions(), backend
         self._folder = Folder()
         self._inputs = Inputs(self._folder, oracle or _reference, self.options.seed)
         self._packs = Packs(self._folder, target)
@@ -94,6 +92,7 @@ class Measurer:
         """End the worker and remove the folder. A second call does nothing."""
         self._end_worker()
         self._folder.close()
+        self._backend.close()
 
     def measure(
         self, workload: Workload, provider: Provider, configs: Sequence[Config], limit: float | None = None
@@ -160,7 +159,7 @@ class Measurer:
         if code.kind == "onnxruntime":
             how = self._session(code, workload, provider.pack(workload, config, prepared.constants, self.target))
         else:
-            how = self._native(code)
+            how = self._backend.compiled(code)
             files, size = self._packs.of(workload, provider, config, prepared.constants)
         cold = self._cold_bytes
         data = how.pop("nbytes", 0) + how.get("workspace", 0) + size * copies_of(size, cold)
@@ -169,14 +168,6 @@ class Measurer:
             timing=asdict(self.options.timing), tolerance=_tolerance(workload, accuracy), **how,
         )  # fmt: skip
         return _Built(request=request, accuracy=accuracy, nbytes=data)
-
-    def _native(self, code: Code) -> Message:
-        """The parts of a request that say what to call."""
-        if code.source is None:
-            return {"spec": dict(code.spec or {})}
-        binary = build(code.source.text, code.source.isa, self.compiler, self._cache)
-        workspace = code.source.shared_bytes + self.target.threads * code.source.thread_bytes
-        return {"binary": str(binary), "symbol": code.source.symbol, "workspace": workspace}
 
     def _session(self, code: Code, workload: Workload, constants: Sequence[np.ndarray]) -> Message:
         """As :meth:`_native`, for ONNX Runtime: its model holds the constants, so that it can prepare them as it likes."""
@@ -194,7 +185,7 @@ class Measurer:
 
     @property
     def _cold_bytes(self) -> int:
-        return _COLD_FACTOR * self.target.l3 if self.options.cold else 0
+        return self._backend.cold_bytes if self.options.cold else 0
 
     # Running
 
@@ -236,11 +227,14 @@ class Measurer:
     def _ask(self, request: Message, prepared: Prepared, limits: Limits) -> Message:
         try:
             if self._process is None:
-                self._process = start(self._runtime, self.target.threads, self._folder.path)
+                self._process = start(self._backend.worker, self._folder.path)
             if self._told is not prepared:
                 ask(self._process, prepared.message, Limits(60.0, 1 << 40))
                 self._told = prepared
-            return ask(self._process, request, limits)
+            reply = ask(self._process, request, limits)
+            if reply.get("fatal"):
+                self._end_worker()
+            return reply
         except BaseException:
             self._end_worker()
             raise
@@ -262,6 +256,26 @@ class Measurer:
             tuple(reply["samples"]), reply["failure"], reply["detail"], reply["error"], float(request.get("tolerance", 0.0)),
             built.seconds, seconds, "cold-weights" if cold else "warm", built.accuracy,
         )  # fmt: skip
+
+
+def cpu_measurer(
+    target: Target, cache: Path, compiler: Compiler, oracle: Oracle | None = None, options: MeasureOptions | None = None
+) -> Measurer:
+    """A measurer for this machine's CPU. Builds the native runtime. Raises ToolchainError, StorageError."""
+    return Measurer(target, CpuBackend(target, cache, compiler), oracle, options)
+
+
+def cuda_measurer(
+    target: Target, cache: Path, oracle: Oracle | None = None, seed: int = 0, emulate: bool = False
+) -> Measurer:
+    """A measurer for this machine's GPU, or, with ``emulate``, for one that is not here: its times then say nothing.
+
+    Raises ToolchainError without NVRTC, StorageError.
+    """
+    timing = replace(GPU_TIMING, min_sample=0.0) if emulate else GPU_TIMING
+    jobs = os.cpu_count() or 1
+    options = MeasureOptions(seconds=60.0 if emulate else 10.0, nbytes=4 << 30, jobs=jobs, seed=seed, timing=timing)
+    return Measurer(target, CudaBackend(target, cache, options.jobs, emulate), oracle, options)
 
 
 def _reference(workload: Workload, inputs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
@@ -287,4 +301,6 @@ def _death(died: Died) -> Message:
 
 
 def _tolerance(workload: Workload, accuracy: str) -> float:
-    return max(tolerance(t.dtype, reduction_length(workload), accuracy) for t in workload.outputs)
+    inputs = "tf32" if dict(workload.attrs).get("precision") == "tf32" else workload.inputs[0].dtype
+    terms = reduction_length(workload)
+    return max(tolerance(dtype, terms, accuracy) for dtype in (inputs, *(t.dtype for t in workload.outputs)))

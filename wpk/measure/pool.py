@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -69,12 +70,14 @@ class Process:
         return int(pages) * os.sysconf("SC_PAGESIZE")
 
 
-def start(runtime: Path, threads: int, folder: Path) -> Process:
-    """A worker that has loaded ``runtime``. Raises InternalError with what it said when it does not start."""
+def start(worker: Sequence[str], folder: Path) -> Process:
+    """A worker; ``worker`` says of which kind, see :mod:`wpk.measure.worker`. Raises InternalError with what it said when it
+    does not start.
+    """
     (request_out, request_in), (reply_out, reply_in), (life_out, life_in) = os.pipe(), os.pipe(), os.pipe()
     theirs = (request_out, reply_in, life_out)
     said = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-    command = [sys.executable, "-m", "wpk.measure.worker", *map(str, (*theirs, runtime, threads, folder))]
+    command = [sys.executable, "-m", "wpk.measure.worker", *map(str, (*theirs, folder)), *worker]
     popen = subprocess.Popen(
         command, pass_fds=theirs, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
         start_new_session=True,

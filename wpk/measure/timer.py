@@ -43,6 +43,10 @@ class Timing:
         return TimingSpec(reserved=0, hopeless=0.0, **asdict(self))
 
 
+#: The protocol for GPUs, whose clock is coarser and whose kernels are shorter: samples of many calls in one graph.
+GPU_TIMING = Timing(min_sample=150e-6, max_seconds=0.05)
+
+
 def time_calls(call: Callable[[], object], how: Timing) -> list[float]:
     """The same protocol in Python, for calls that the native loop cannot make. Samples in seconds a call."""
     start = perf_counter()
@@ -51,10 +55,20 @@ def time_calls(call: Callable[[], object], how: Timing) -> list[float]:
         if perf_counter() - start >= how.max_seconds / 4:
             break
         once = min(once, _seconds(call, 1))
-    calls = max(ceil(how.min_sample / max(once, 1e-8)), 1) if once < how.min_sample else 1
+    calls = calls_of_sample(how, once)
+    return collect(lambda: _seconds(call, calls), how, start)
+
+
+def calls_of_sample(how: Timing, once: float) -> int:
+    """How many calls that take ``once`` seconds make a sample."""
+    return max(ceil(how.min_sample / max(once, 1e-8)), 1) if once < how.min_sample else 1
+
+
+def collect(sample: Callable[[], float], how: Timing, start: float) -> list[float]:
+    """Samples until the protocol is content; ``start`` is when it began, by :func:`time.perf_counter`."""
     samples: list[float] = []
     while not samples or not _finished(how, samples, perf_counter() - start):
-        samples.append(_seconds(call, calls))
+        samples.append(sample())
     return samples
 
 

@@ -1,13 +1,14 @@
 """The worker: a process that runs candidates, so that their crashes, hangs and appetite are its own.
 
-``python -m wpk.measure.worker REQUESTS REPLIES LIFE RUNTIME THREADS FOLDER``: three inherited descriptors, the runtime library,
-the number of threads, the folder of array files. It ends, and removes the folder, when the other end of LIFE closes: a
-killed parent leaves nothing behind, even while a kernel hangs.
+``python -m wpk.measure.worker REQUESTS REPLIES LIFE FOLDER KIND …``: three inherited descriptors, the folder of array files, and
+``cpu RUNTIME THREADS``, ``cuda INDEX`` or ``emulated TARGET`` (JSON). It ends, and removes the folder, when the other end of
+LIFE closes: a killed parent leaves nothing behind, even while a kernel hangs.
 
 Requests (JSON, see :mod:`wpk.measure.frames`), each answered by one reply:
 
     {"op": "workload", "workload", "inputs": [file or null], "expected": [file]}  → {}
     {"op": "candidate", …: see request_of}       → {"samples", "failure", "detail", "error", "cold"}
+                                                                                    and "fatal" when a GPU is of no more use
     {"op": "again", "candidates": [candidate requests], "rounds", "timing"}      → {"results": [replies as above]}
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import resource
 import shutil
@@ -28,9 +30,10 @@ import numpy as np
 
 from wpk.core.errors import ArtifactError
 from wpk.core.workload import Workload
-from wpk.measure.candidate import Candidate, LaunchError, Machine, Operands
+from wpk.measure.candidate import Bench, Checked, DeviceFault, LaunchError, Machine, Timed
 from wpk.measure.frames import Closed, Message, receive, send
 from wpk.measure.timer import HOPELESS, Timing
+from wpk.runtime.cuda.driver import open_device
 from wpk.runtime.native_api import Pool, load_native
 
 
@@ -38,22 +41,30 @@ def main(arguments: list[str]) -> None:
     """Serve requests until the parent is gone."""
     requests, replies, life = map(int, arguments[:3])
     _be_the_first_to_die()
-    threading.Thread(target=_follow, args=(life, Path(arguments[5])), daemon=True).start()
-    native = load_native(Path(arguments[3]))
-    machine = Machine(native, Pool(native, int(arguments[4])), Pool(native, 1))
-    server = Server(machine)
+    threading.Thread(target=_follow, args=(life, Path(arguments[3])), daemon=True).start()
+    server = Server(_machine(arguments[4], arguments[5:]))
     send(replies, {"pid": os.getpid()})
     with contextlib.suppress(Closed):
         while True:
             send(replies, server.answer(receive(requests)))
 
 
+def _machine(kind: str, arguments: list[str]) -> Bench:
+    """What candidates run on."""
+    if kind == "cpu":
+        native = load_native(Path(arguments[0]))
+        return Machine(native, Pool(native, int(arguments[1])), Pool(native, 1))
+    from wpk.measure.gpu import GpuMachine, emulated_machine  # with the libraries of a GPU
+
+    return emulated_machine(json.loads(arguments[0])) if kind == "emulated" else GpuMachine(open_device(int(arguments[0])))
+
+
 class Server:
     """Holds the workload in hand; answers requests."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Bench) -> None:
         self._machine = machine
-        self._operands: Operands | None = None
+        self._operands: Checked | None = None
 
     def answer(self, request: Message) -> Message:
         """The reply to one request."""
@@ -64,10 +75,12 @@ class Server:
         return self._measure(request)
 
     def _workload(self, request: Message) -> Message:
+        if self._operands is not None:
+            self._operands.close()
         self._operands = None
         workload = Workload.from_json(request["workload"])
         inputs = [None if path is None else np.load(path, mmap_mode="r") for path in request["inputs"]]
-        self._operands = Operands(workload, inputs, [np.load(path) for path in request["expected"]])
+        self._operands = self._machine.operands(workload, inputs, [np.load(path) for path in request["expected"]])
         return {}
 
     def _measure(self, request: Message) -> Message:
@@ -79,6 +92,8 @@ class Server:
                 return reply
             samples, cold = _time(candidate, first, request)
             return self._rechecked(request, {**reply, "samples": samples, "cold": cold})
+        except DeviceFault as error:
+            return {**_failure("crash", str(error)), "fatal": True}
         except Exception as error:
             return _failure(*_explain(error))
         finally:
@@ -88,7 +103,7 @@ class Server:
 
     def _again(self, request: Message) -> Message:
         """Time several candidates in turns, so that a drift of the machine meets them all."""
-        ready: list[tuple[Candidate, Message] | Message] = []
+        ready: list[tuple[Timed, Message] | Message] = []
         for one in request["candidates"]:
             try:
                 candidate, _, reply = self._checked(one)
@@ -103,11 +118,11 @@ class Server:
                     samples[i] += entry[0].time(how)
         return {"results": [_closed(e, s) for e, s in zip(ready, samples, strict=True)]}
 
-    def _checked(self, request: Message) -> tuple[Candidate, float, Message]:
+    def _checked(self, request: Message) -> tuple[Timed, float, Message]:
         """The candidate after one call, the call's seconds, and the reply so far."""
         operands = self._operands
         assert operands is not None, "a workload comes before its candidates"
-        candidate = Candidate(self._machine, operands, request)
+        candidate = self._machine.candidate(operands, request)
         operands.poison()
         start = perf_counter()
         candidate.run()
@@ -125,7 +140,7 @@ class Server:
         return {**_failure("wrong", f"after repeated calls: {verdict.problem}"), "error": verdict.error}
 
 
-def _time(candidate: Candidate, first: float, request: Message) -> tuple[list[float], bool]:
+def _time(candidate: Timed, first: float, request: Message) -> tuple[list[float], bool]:
     """Samples, and whether constants were cold: few for one that is hopeless even with warm ones, in full for the others."""
     how, limit = Timing(**request["timing"]), request["limit"]
     if limit is not None:
@@ -140,7 +155,7 @@ def _failure(kind: str | None, detail: str) -> Message:
     return {"samples": [], "failure": kind, "detail": detail, "error": 0.0, "cold": True}
 
 
-def _closed(entry: tuple[Candidate, Message] | Message, samples: list[float]) -> Message:
+def _closed(entry: tuple[Timed, Message] | Message, samples: list[float]) -> Message:
     if not isinstance(entry, tuple):
         return entry
     entry[0].close()

@@ -29,6 +29,9 @@ _MOST_COPIES = 64
 _FLOPS_A_LANE, _BYTES = 10e9, 10e9
 _CALL = 1e-6
 
+#: The same of a GPU: float32 lanes of a multiprocessor, the share of its peaks that a middling kernel reaches, a kernel's start.
+_GPU_LANES, _GPU_SHARE, _GPU_CALL = 128, 0.3, 2e-6
+
 #: Seconds from one native segment to the next through Python, the pool's threads asleep in between.
 SEGMENT = 20e-6
 
@@ -102,9 +105,14 @@ class Catalogue:
         return None
 
     def _default(self, provider: Provider, workload: Workload) -> Config | None:
-        """The provider's default config, if it builds. An unsound kernel is a bug, but not one to stop a plan that has others."""
+        """The provider's first guess, if it builds. An unsound kernel is a bug, but not one to stop a plan that has others.
+
+        On a GPU a family's first guesses stand in the order of their estimated cost, and differ far more than on a CPU.
+        """
         try:
-            config = provider.space(workload, self.target).default()
+            space = provider.space(workload, self.target)
+            guesses = space.first[:1] if self.target.gpu is not None else ()
+            config = dict(guesses[0]) if guesses else space.default()
             provider.build(workload, config, self.target)
         except (InvalidConfig, InternalError, ValueError):
             return None
@@ -197,4 +205,7 @@ def move(node: Node, w: Workload, target: Target) -> Implementation | None:
 def estimate(workload: Workload, target: Target) -> float:
     """Seconds of a middling implementation: only for choosing where nothing is measured."""
     cost, cores = work(workload), max(target.threads, 1)
+    if target.gpu is not None:
+        flops = _GPU_SHARE * 2 * _GPU_LANES * target.gpu.sms * target.gpu.clock_hz
+        return max(cost.flops / flops, cost.nbytes / (_GPU_SHARE * target.gpu.memory_bandwidth)) + _GPU_CALL
     return cost.flops / (_FLOPS_A_LANE * target.lanes * cores) + cost.nbytes / (_BYTES * cores) + _CALL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod, sqrt
 
 import numpy as np
@@ -12,6 +13,7 @@ from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
 from wpk.graph.graph import Graph, Node
 from wpk.graph.onnx_io import export_model
+from wpk.runtime.ports import numpy_dtype
 
 
 def reference_model(workload: Workload, constants: Sequence[np.ndarray] = (), payload: bytes = b"") -> bytes:
@@ -41,10 +43,28 @@ def reference_model(workload: Workload, constants: Sequence[np.ndarray] = (), pa
     )
 
 
+def _widened(workload: Workload) -> Workload:
+    """The workload in float32 throughout, with no word of tensor cores."""
+
+    def wide(types: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+        return tuple(replace(t, dtype="float32") if t.dtype in ("float16", "bfloat16") else t for t in types)
+
+    attrs = tuple((k, v) for k, v in workload.attrs if k != "precision")
+    return replace(workload, inputs=wide(workload.inputs), outputs=wide(workload.outputs), attrs=attrs)
+
+
 def reference_output(
     workload: Workload, feeds: Sequence[np.ndarray], payload: bytes = b""
 ) -> list[np.ndarray]:
-    """What ``workload`` gives for logical ``feeds`` (one for each input, constants too): logical output arrays."""
+    """What ``workload`` gives for logical ``feeds`` (one for each input, constants too): logical output arrays.
+
+    Floats of 16 bits are computed in float32 and rounded at the end; what tensor cores round on the way is not.
+    """
+    wide = _widened(workload)
+    if wide != workload:
+        feeds = [np.asarray(a).astype(t.dtype) if t.dtype == "float32" else a for a, t in zip(feeds, wide.inputs, strict=True)]
+        found = reference_output(wide, feeds, payload)
+        return [a.astype(numpy_dtype(t.dtype)) for a, t in zip(found, workload.outputs, strict=True)]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1

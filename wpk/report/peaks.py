@@ -11,6 +11,9 @@ from wpk.core.target import Target
 from wpk.runtime.native_api import Pool, load_native
 from wpk.runtime.parts import Content
 
+#: float32 lanes of a multiprocessor (compute capability 8.0 has half of them)
+_GPU_LANES = 128
+
 
 @dataclass(frozen=True)
 class Peaks:
@@ -25,6 +28,12 @@ class Peaks:
         ``flops`` are those of the direct algorithm, so a Winograd convolution can beat this floor.
         """
         return max(flops / self.flops, nbytes / self.bandwidth)
+
+
+def gpu_peaks(target: Target) -> Peaks:
+    """The peaks of a GPU by its description: two float32 operations a lane and clock; memory bandwidth."""
+    assert target.gpu is not None
+    return Peaks(2.0 * _GPU_LANES * target.gpu.sms * target.gpu.clock_hz, target.gpu.memory_bandwidth)
 
 
 def peaks(runtime: Content, target: Target, cache: Path) -> Peaks:

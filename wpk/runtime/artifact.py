@@ -1,6 +1,6 @@
 """The ``.wpk`` file: plan, binaries, weights and region models of one compiled model ↔ :class:`wpk.runtime.parts.Parts`.
 
-Members: ``plan.json``, ``binaries/*``, ``weights.safetensors``, ``models/*``, ``sources/*.c`` (the C of generated kernels,
+Members: ``plan.json``, ``binaries/*``, ``weights.safetensors``, ``models/*``, ``sources/*`` (C or CUDA of generated kernels,
 for people), ``manifest.json`` (versions, target, SHA-256 of each member). Reading maps the file, verifies all of it, and
 copies no weights.
 """
@@ -35,7 +35,7 @@ from wpk.runtime.plan import Plan
 FORMAT = 1
 
 _PLAN, _WEIGHTS, _BINARIES, _MODELS = "plan.json", "weights.safetensors", "binaries/", "models/"
-_SOURCES, _C = "sources/", ".c"
+_SOURCES, _TEXTS = "sources/", {"cuda": ".cu"}
 #: Members are hashed in pieces of this many bytes, so that large ones are verified by several threads.
 _CHUNK = 8 << 20
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -132,7 +132,11 @@ def _contents(
     for key in sorted(models):
         yield _MODELS + _plain(key), [models[key]]
     for key in sorted(sources):
-        yield _SOURCES + _plain(key) + _C, [sources[key].encode()]
+        yield _SOURCES + _plain(key) + _suffix(plan), [sources[key].encode()]
+
+
+def _suffix(plan: Plan) -> str:
+    return _TEXTS.get(str(plan.target.get("arch")), ".c")
 
 
 def _plain(key: str) -> str:
@@ -255,11 +259,13 @@ def _parts(contents: Mapping[str, memoryview]) -> Parts:
 
     plan = Plan.from_json(json.loads(bytes(contents[_PLAN])))
     models = {key: bytes(data) for key, data in under(_MODELS).items()}
-    sources = {name.removesuffix(_C): bytes(data).decode() for name, data in under(_SOURCES).items()}
+    sources = {name.removesuffix(_suffix(plan)): bytes(data).decode() for name, data in under(_SOURCES).items()}
     return Parts(plan, under(_BINARIES), tensors.decode(contents[_WEIGHTS]), models, sources)
 
 
 def _check_target(path: Path, plan: Plan, any_target: bool) -> None:
+    if plan.target.get("arch") == "cuda":
+        return  # the device says what it is when the runner opens it
     host = host_target(int(plan.target.get("threads", 1)))
     if host.fingerprint == plan.fingerprint:
         return

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from wpk.core.errors import ArtifactError, InternalError, UsageError
+from wpk.core.errors import ArtifactError, DeviceError, InternalError, UsageError
 from wpk.core.tensor import DTYPE_BYTES
 from wpk.runtime import artifact
 from wpk.runtime.binaries import Binary, open_binary
+from wpk.runtime.cuda.driver import open_device
+from wpk.runtime.cuda.runner import CudaRunner, check_device, is_cuda, made_for
 from wpk.runtime.memory import Arena, address_of, align_all, aligned_empty, round_up
 from wpk.runtime.native_api import RUNTIME, Adapter, Call, Native, NativePlan, Pool, Prepared, load_native
 from wpk.runtime.parts import Content, Parts
@@ -237,9 +239,23 @@ class Runner:
             seconds[index] = perf_counter() - start
 
 
-def load(path: Path | str, threads: int | None = None, any_target: bool = False) -> Runner:
-    """The runner of a ``.wpk`` file; see :func:`wpk.runtime.artifact.load` for the errors."""
-    return Runner(artifact.load(Path(path), any_target), threads)
+def load(path: Path | str, threads: int | None = None, any_target: bool = False) -> Runner | CudaRunner:
+    """The runner of a ``.wpk`` file; see :func:`wpk.runtime.artifact.load` for the errors. One made for a GPU runs on the first
+    one here, and raises DeviceError when there is none.
+    """
+    return open_runner(artifact.load(Path(path), any_target), threads, any_target)
+
+
+def open_runner(parts: Parts, threads: int | None = None, any_target: bool = False) -> Runner | CudaRunner:
+    """The runner of parts, for CPU or GPU. Raises as :func:`load`."""
+    if not is_cuda(parts.plan):
+        return Runner(parts, threads)
+    try:
+        device = open_device()
+    except DeviceError as error:
+        raise DeviceError(f"{parts.plan.model} was compiled for {made_for(parts.plan)}: {error}") from error
+    check_device(parts.plan, device, any_target)
+    return CudaRunner(parts, device)
 
 
 def _thread_count(plan: Plan, threads: int | None) -> int:

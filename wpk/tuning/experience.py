@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wpk.core.result import Config
 from wpk.core.workload import Workload
-from wpk.tuning.log import read_log
+from wpk.tuning.log import Contents, read_log
 from wpk.tuning.record import Record, is_library
 from wpk.tuning.results import ResultTable
 
@@ -64,9 +64,14 @@ class Experience:
 
 
 def shipped() -> Experience:
+    """What the logs that come with wpk teach."""
+    return Experience(r for log in shipped_logs() for r in log.records)
+
+
+def shipped_logs() -> list[Contents]:
     """The logs that come with wpk."""
     folder = Path(str(files("wpk.configs"))) / "tuned"
-    return Experience(r for path in sorted(folder.glob("*.jsonl")) for r in read_log(path, index=False).records)
+    return [read_log(path, index=False) for path in sorted(folder.glob("*.jsonl"))]
 
 
 def distance(a: Workload, b: Workload) -> float:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from wpk.core.launch import Launch, TensorMap
+from wpk.core.target import Target
 
 #: Puts one call on a stream (a ``CUstream`` as an integer).
 Enqueue = Callable[[int], None]
@@ -68,6 +69,11 @@ class Device(Protocol):
     @property
     def name(self) -> str:
         """As the driver calls it, such as ``NVIDIA H200``."""
+        ...
+
+    @property
+    def target(self) -> Target:
+        """The GPU as the compiler sees it."""
         ...
 
     @property

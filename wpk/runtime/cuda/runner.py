@@ -332,3 +332,22 @@ def _model(parts: Parts, step: Step) -> bytes:
 def is_cuda(plan: Plan) -> bool:
     """True for a plan made for a GPU."""
     return plan.target.get("arch") == "cuda"
+
+
+def made_for(plan: Plan) -> str:
+    """The GPU that a plan was made for, for messages."""
+    return f"{plan.target.get('model')} ({plan.target['isas'][0]})"
+
+
+def check_device(plan: Plan, device: Device, any_target: bool = False) -> None:
+    """Raises ArtifactError unless the plan was made for this kind of GPU; with ``any_target`` the same instructions suffice."""
+    found, wanted = device.target, plan.target["isas"][0]
+    fits = found.isa == wanted or (_family(found.isa) == _family(wanted) and not wanted.endswith("a"))
+    if fits and (any_target or found.model == plan.target.get("model")):
+        return
+    raise ArtifactError(f"{plan.model} was made for {made_for(plan)}, found {found.model} ({found.isa})")
+
+
+def _family(isa: str) -> str:
+    """Code for one compute capability runs on those of the same major number."""
+    return isa.rstrip("a")[:-1]
