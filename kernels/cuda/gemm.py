@@ -10,7 +10,7 @@ threadblock, warp and thread tile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -35,6 +35,7 @@ from wpk.dsl.schedule import (
     schedule,
 )
 from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
+from wpk.kernels.cuda.operands import GpuOperands
 from wpk.kernels.epilogue import ZERO
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of, unfit
@@ -87,41 +88,98 @@ def tile_of(c: Config) -> Tile:
 # --- THE ALGORITHM ------------------------------------------------------------------------------------------------------
 
 
-def algorithm(workload: Workload, p: Product, t: Tile) -> Algorithm:
+@dataclass(frozen=True)
+class Ends:
+    """Where the operands of a product come from and where it goes.
+
+    ``a`` and ``b`` are padded operands ``as`` and ``bs`` [*batch, kb, ki, row], given the axes of k and the padded extent of
+    rows. ``out`` makes the stage that writes the sum at (*batch, m, n), over the axes given.
+    """
+
+    name: str
+    params: tuple[Buffer, ...]
+    a: Callable[[tuple[Axis, Axis], int], Stage]
+    b: Callable[[tuple[Axis, Axis], int], Stage]
+    out: Callable[[Expr, tuple[Expr, ...], tuple[Axis, ...]], Stage]
+
+
+def ends(workload: Workload, p: Product) -> Ends:
+    """The ends of a gemm or matmul workload."""
+    dtype, result = workload.inputs[0].dtype, workload.outputs[0].dtype
+    batch = batch_axes(p)
+    operands = GpuOperands(workload, 2, p.groups)
+
+    def out(acc: Expr, at: tuple[Expr, ...], place: tuple[Axis, ...]) -> Stage:
+        where = (at[-2] < p.m) & (at[-1] < p.n)
+        return Stage("out", place, operands.value(acc, at), None, at, where, result)
+
+    a, b = operand_buffers(p, dtype)
+    return Ends(
+        workload.op, (a, b, *operands.buffers(), Buffer("out", (*p.batch, p.m, p.n), result, access="out")),
+        lambda k, rows: staged("as", "a", batch, p.a_batch, k, ("m", p.m, rows), p.k, p.trans_a, dtype),
+        lambda k, rows: staged("bs", "b", batch, p.b_batch, k, ("n", p.n, rows), p.k, not p.trans_b, dtype),
+        out,
+    )  # fmt: skip
+
+
+def algorithm(p: Product, t: Tile, e: Ends) -> Algorithm:
     """out[m, n] = epilogue(sum over k of as[k, m] * bs[k, n]), m = ((mb*groups + mg)*threads + mt)*vector + mv, n likewise.
 
     ``as`` and ``bs`` are the operands transposed, zero beyond the last row, column and k; ``ar`` and ``br`` what a thread uses.
     """
-    batch = tuple(Axis(f"b{i}", n) for i, n in enumerate(p.batch))
+    batch = batch_axes(p)
     m_axes, m = _split_axis("m", p.m, (t.groups_m, t.threads_m, t.vector_m))
     n_axes, n = _split_axis("n", p.n, (t.groups_n, t.threads_n, t.vector_n))
-    steps = -(-p.k // (t.k * t.split))
-    ks, ko, ki, kb = Axis("ks", t.split), Axis("ko", steps), Axis("ki", t.k), Axis("kb", t.split * steps)
-    split = (ks,) if t.split > 1 else ()
-    at_k = (ks.var * steps + ko.var if split else ko.var, ki.var)
+    k = k_axes(p.k, t.k, t.split)
     a_at, b_at = batch_index(batch, p.a_batch), batch_index(batch, p.b_batch)
-    a, b = operand_buffers(p)
     stages = [
-        staged("as", "a", batch, p.a_batch, (kb, ki), ("m", p.m, m_axes[0].extent * t.m), p.k, p.trans_a),
-        staged("bs", "b", batch, p.b_batch, (kb, ki), ("n", p.n, n_axes[0].extent * t.n), p.k, not p.trans_b),
-        Stage("ar", (*batch, kb, ki, *m_axes), Load("as", (*a_at, kb.var, ki.var, m))),
-        Stage("br", (*batch, kb, ki, *n_axes), Load("bs", (*b_at, kb.var, ki.var, n))),
+        e.a((k.kb, k.ki), m_axes[0].extent * t.m),
+        e.b((k.kb, k.ki), n_axes[0].extent * t.n),
+        Stage("ar", (*batch, k.kb, k.ki, *m_axes), Load("as", (*a_at, k.kb.var, k.ki.var, m))),
+        Stage("br", (*batch, k.kb, k.ki, *n_axes), Load("bs", (*b_at, k.kb.var, k.ki.var, n))),
     ]
     at = tuple(x.var for x in batch)
     mi, ni = tuple(x.var for x in m_axes), tuple(x.var for x in n_axes)
-    product = Load("ar", (*at, *at_k, *mi)) * Load("br", (*at, *at_k, *ni))
-    place = (*batch, *m_axes, *n_axes)
-    stages.append(Stage("acc", (*split, *place), product, Reduce("+", (ko, ki))))
-    acc = Load("acc", tuple(x.var for x in place))
+    product = Load("ar", (*at, *k.at, *mi)) * Load("br", (*at, *k.at, *ni))
+    return summed(e, stages, product, k, (*batch, *m_axes, *n_axes), (*at, m, n))
+
+
+def batch_axes(p: Product) -> tuple[Axis, ...]:
+    """The axes b0, b1, … of a product's batch dimensions."""
+    return tuple(Axis(f"b{i}", n) for i, n in enumerate(p.batch))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Axes of k: splits, steps of a split, what a step takes, steps of all; ``at``: (step of all, element of it)."""
+
+    ks: Axis
+    ko: Axis
+    ki: Axis
+    kb: Axis
+    at: tuple[Expr, Expr]
+
+
+def k_axes(k: int, tile: int, split: int) -> Steps:
+    """The axes of ``k`` by steps of ``tile`` in ``split`` parts."""
+    steps = -(-k // (tile * split))
+    ks, ko, ki, kb = Axis("ks", split), Axis("ko", steps), Axis("ki", tile), Axis("kb", split * steps)
+    return Steps(ks, ko, ki, kb, (ks.var * steps + ko.var if split > 1 else ko.var, ki.var))
+
+
+def summed(
+    e: Ends, stages: list[Stage], product: Expr, k: Steps, place: tuple[Axis, ...], at: tuple[Expr, ...]
+) -> Algorithm:
+    """``stages``, the sum of ``product`` over k (in parts that a second sum adds, where k is split), and the output."""
+    split = (k.ks,) if k.ks.extent > 1 else ()
+    index = tuple(x.var for x in place)
+    stages = [*stages, Stage("acc", (*split, *place), product, Reduce("+", (k.ko, k.ki)))]
+    acc = Load("acc", index)
     if split:
-        stages.append(Stage("part", (ks, *place), Load("acc", tuple(x.var for x in (ks, *place)))))
-        stages.append(Stage("total", place, Load("part", tuple(x.var for x in (ks, *place))), Reduce("+", (ks,))))
-        acc = Load("total", acc.indices)
-    operands = RowOperands(workload, 2, p.groups)
-    where = (m < p.m) & (n < p.n)
-    stages.append(Stage("out", place, operands.value(acc, (*at, m, n)), None, (*at, m, n), where))
-    out = Buffer("out", (*p.batch, p.m, p.n), access="out")
-    return Algorithm(workload.op, (a, b, *operands.buffers(), out), tuple(stages))
+        stages.append(Stage("part", (k.ks, *place), Load("acc", (k.ks.var, *index))))
+        stages.append(Stage("total", place, Load("part", (k.ks.var, *index)), Reduce("+", (k.ks,))))
+        acc = Load("total", index)
+    return Algorithm(e.name, e.params, (*stages, e.out(acc, at, place)))
 
 
 def _split_axis(name: str, extent: int, inner: tuple[int, int, int]) -> tuple[tuple[Axis, ...], Expr]:
@@ -267,8 +325,8 @@ def cost(p: Product, gpu: Gpu, c: Config) -> float:
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
 
 
-def steps(p: Product, t: Tile, c: Config) -> list[Step]:
-    """The schedule of a config.
+def steps(p: Product, t: Tile, c: Config, strides: tuple[int, int] | None = None) -> list[Step]:
+    """The schedule of a config. ``strides``: what vectors of a and b are multiples of in memory, if not whole rows.
 
     block (tiles, splits of k): thread: acc = 0; for ko: [copy as, bs together]; for ki: load ar, br; acc += ar ⊗ br.
     """
@@ -287,9 +345,15 @@ def steps(p: Product, t: Tile, c: Config) -> list[Step]:
         *operand("ar", "m", batch, unroll, a_kept), *operand("br", "n", batch, unroll, b_kept),
         *([Pipeline("acc", "ko", depth)] if depth > 1 else []),
     ]  # fmt: skip
-    plan += staged_copy("as", "m", len(p.a_batch), p.m if p.trans_a else p.k, p.trans_a, t.m, a_kept, t, c)
-    plan += staged_copy("bs", "n", len(p.b_batch), p.k if p.trans_b else p.n, not p.trans_b, t.n, b_kept, t, c)
+    a_stride, b_stride = strides or row_lengths(p)
+    plan += staged_copy("as", "m", len(p.a_batch), a_stride, p.trans_a, t.m, a_kept, t, c)
+    plan += staged_copy("bs", "n", len(p.b_batch), b_stride, not p.trans_b, t.n, b_kept, t, c)
     return plan + (added_parts(batch, t) if t.split > 1 else [])
+
+
+def row_lengths(p: Product) -> tuple[int, int]:
+    """Elements of a row of the operands in memory."""
+    return p.m if p.trans_a else p.k, p.k if p.trans_b else p.n
 
 
 def operand(stage: str, row: str, batch: tuple[str, ...], unroll: int, kept: bool) -> list[Step]:
@@ -378,7 +442,7 @@ class CudaGemm:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""
         p, t = product_of(workload), tile_of(config)
         name = f"f32_{workload.op}_{t.m}x{t.n}x{t.k}__{target.isa}"
-        return Built(lower(schedule(algorithm(workload, p, t), steps(p, t, config)), name), target.isa)
+        return Built(lower(schedule(algorithm(p, t, ends(workload, p)), steps(p, t, config)), name), target.isa)
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target

@@ -18,8 +18,8 @@ from wpk.core.result import Config
 from wpk.core.target import Gpu, Target
 from wpk.core.tensor import DTYPE_BYTES
 from wpk.core.workload import Workload
-from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
-from wpk.dsl.ir import Buffer, Expr, Load
+from wpk.dsl.algorithm import Algorithm, Axis
+from wpk.dsl.ir import Expr, Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import (
     Bind,
@@ -34,7 +34,16 @@ from wpk.dsl.schedule import (
     Vectorize,
     schedule,
 )
-from wpk.kernels.cuda.gemm import batch_index, operand_buffers, staged
+from wpk.kernels.cuda.gemm import (
+    Ends,
+    batch_axes,
+    batch_index,
+    ends,
+    k_axes,
+    operand_buffers,
+    row_lengths,
+    summed,
+)
 from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
 from wpk.kernels.cuda.operands import GpuOperands, as_float32
 from wpk.kernels.family import Built
@@ -87,35 +96,16 @@ def tile_of(c: Config, dtype: str) -> Tile:
 # --- THE ALGORITHM ------------------------------------------------------------------------------------------------------
 
 
-def algorithm(workload: Workload, p: Product, t: Tile) -> Algorithm:
+def algorithm(p: Product, t: Tile, e: Ends) -> Algorithm:
     """out[m, n] = epilogue(sum over k of as[k, m] * bs[k, n]), m = ((mb*warps + mw)*rows + mi)*16 + 8*mh + mg,
     n = ((nb*warps + nw)*columns + ni)*8 + 2*nq + nv."""
-    dtype, out_dtype = workload.inputs[0].dtype, workload.outputs[0].dtype
-    batch = tuple(Axis(f"b{i}", n) for i, n in enumerate(p.batch))
+    batch = batch_axes(p)
     m_axes, m = fragment_axes("m", "bwihg", p.m, (t.warps_m, t.rows, 2, 8))
     n_axes, n = fragment_axes("n", "bwiqv", p.n, (t.warps_n, t.columns, 4, 2))
-    steps = -(-p.k // (t.k * t.split))
-    ks, ko, ki, kb = Axis("ks", t.split), Axis("ko", steps), Axis("ki", t.k), Axis("kb", t.split * steps)
-    split = (ks,) if t.split > 1 else ()
-    at_k = (ks.var * steps + ko.var if split else ko.var, ki.var)
-    stages = [
-        staged("as", "a", batch, p.a_batch, (kb, ki), ("m", p.m, m_axes[0].extent * t.m), p.k, p.trans_a, dtype),
-        staged("bs", "b", batch, p.b_batch, (kb, ki), ("n", p.n, n_axes[0].extent * t.n), p.k, not p.trans_b, dtype),
-    ]
-    a, b = Load("as", (*batch_index(batch, p.a_batch), *at_k, m)), Load("bs", (*batch_index(batch, p.b_batch), *at_k, n))
-    place = (*batch, *m_axes, *n_axes)
-    stages.append(Stage("acc", (*split, *place), a * b, Reduce("+", (ko, ki))))
-    acc = Load("acc", tuple(x.var for x in place))
-    if split:
-        stages.append(Stage("part", (ks, *place), Load("acc", tuple(x.var for x in (ks, *place)))))
-        stages.append(Stage("total", place, Load("part", tuple(x.var for x in (ks, *place))), Reduce("+", (ks,))))
-        acc = Load("total", acc.indices)
-    operands = GpuOperands(workload, 2, p.groups)
-    at = (*(x.var for x in batch), m, n)
-    where = (m < p.m) & (n < p.n)
-    stages.append(Stage("out", place, operands.value(acc, at), None, at, where, out_dtype))
-    out = Buffer("out", (*p.batch, p.m, p.n), out_dtype, access="out")
-    return Algorithm(workload.op, (*operand_buffers(p, dtype), *operands.buffers(), out), tuple(stages))
+    k = k_axes(p.k, t.k, t.split)
+    stages = [e.a((k.kb, k.ki), m_axes[0].extent * t.m), e.b((k.kb, k.ki), n_axes[0].extent * t.n)]
+    a, b = Load("as", (*batch_index(batch, p.a_batch), *k.at, m)), Load("bs", (*batch_index(batch, p.b_batch), *k.at, n))
+    return summed(e, stages, a * b, k, (*batch, *m_axes, *n_axes), (*(x.var for x in batch), m, n))
 
 
 def fragment_axes(name: str, letters: str, extent: int, inner: tuple[int, ...]) -> tuple[tuple[Axis, ...], Expr]:
@@ -215,8 +205,8 @@ def cost(p: Product, dtype: str, gpu: Gpu, c: Config) -> float:
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
 
 
-def steps(p: Product, t: Tile, c: Config, dtype: str) -> list[Step]:
-    """The schedule of a config.
+def steps(p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] | None = None) -> list[Step]:
+    """The schedule of a config. ``strides`` as in :func:`wpk.kernels.cuda.gemm.steps`.
 
     block (tiles, splits of k): thread (warps, lanes): acc = 0; for ko: [copies under way]; for kk: acc += mma(as, bs); epilogue.
     """
@@ -234,8 +224,9 @@ def steps(p: Product, t: Tile, c: Config, dtype: str) -> list[Step]:
         ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
         *([Pipeline("acc", "ko", int(c["stages"]))] if int(c["stages"]) > 1 else []),
     ]  # fmt: skip
-    plan += staged_tile("as", "m", len(p.a_batch), p.m if p.trans_a else p.k, p.trans_a, t.m, t, c, dtype)
-    plan += staged_tile("bs", "n", len(p.b_batch), p.k if p.trans_b else p.n, not p.trans_b, t.n, t, c, dtype)
+    a_stride, b_stride = strides or row_lengths(p)
+    plan += staged_tile("as", "m", len(p.a_batch), a_stride, p.trans_a, t.m, t, c, dtype)
+    plan += staged_tile("bs", "n", len(p.b_batch), b_stride, not p.trans_b, t.n, t, c, dtype)
     return plan + (added_parts(batch) if t.split > 1 else [])
 
 
@@ -327,7 +318,7 @@ class CudaGemmMma:
         dtype = workload.inputs[0].dtype
         p, t = product_of(workload), tile_of(config, dtype)
         name = f"{TYPES[dtype][1]}_{workload.op}_mma_{t.m}x{t.n}x{t.k}__{target.isa}"
-        return Built(lower(schedule(algorithm(workload, p, t), steps(p, t, config, dtype)), name), target.isa)
+        return Built(lower(schedule(algorithm(p, t, ends(workload, p)), steps(p, t, config, dtype)), name), target.isa)
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
