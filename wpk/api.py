@@ -84,7 +84,9 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     trials: int = 200,
-    max_error: float = 1e-4,
+    max_error: float | None = None,
+    target: str = "cpu",
+    precision: str = "fp32",
     observer: Observer | None = None,
     cluster: str | None = None,
 ) -> Runner | CudaRunner:
@@ -93,6 +95,9 @@ def compile(
     ``model``: a path, serialized bytes or a ModelProto. With ``log``, measurements are appended to that file and those it holds
     are not made again. With ``output``, the artifact is saved there. Ctrl-C ends the tuning, not the compile.
 
+    ``target``: ``cpu``, or ``cuda`` for the GPU here. ``precision``: ``fp32`` (strict), or ``tf32``, ``fp16``, ``bf16`` for as
+    many nodes as ``max_error`` allows: the relative L2 error of the whole model, None for what is usual for the precision.
+
     ``cluster``: the address of a Dask scheduler; its workers of this machine's kind measure (``wpk worker`` starts one).
 
     Raises ModelError, UsageError, ToolchainError, StorageError, LogError, FleetError: all subclasses of WpkError.
@@ -100,6 +105,7 @@ def compile(
     options = Options(
         parse_budget(budget), strategy, None if providers is None else tuple(providers), threads, batch,
         {k: tuple(v) for k, v in (shapes or {}).items()}, seed, trials, max_error, cluster,
+        target=target, precision=precision,
     )  # fmt: skip
     return build(model, options, _path(output), _path(log), observer).runner
 
@@ -150,7 +156,7 @@ def build(
     plans = candidate_plans(graph, source.session, tuned.results, shop.target, shop.providers, shop.tools)
     say("checking and timing whole plans")
     measured = measure_plans(
-        plans, source.feeds, source.expected, options.max_error, distance=source.distance
+        plans, source.feeds, source.expected, options.limit, distance=source.distance
     )
     whole = remember(records, graph, plans, measured, shop, options.seed)
     records.seal([*(t.workload for t in tasks), whole])
@@ -199,9 +205,14 @@ def cross(
     _check_folder(output)
     results = known_results(shop, log)
     say("reading the model")
-    graph = read_graph(model, options, trace)
+    meta: dict[str, object] = {"wpk": __version__, "measured": False}
+    if options.precision == "fp32":
+        graph = read_graph(model, options, trace)
+    else:
+        source = read_source(model, options, shop, trace)
+        assert source.precision is not None
+        graph, meta["precision"] = source.graphs[0], source.precision.to_json()
     say("planning")
-    meta = {"wpk": __version__, "measured": False}
     parts = plan_model(graph, results, shop.target, shop.providers, shop.tools, meta)
     say("saving")
     save(parts, output)

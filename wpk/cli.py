@@ -108,7 +108,16 @@ def compile_command(
         bool, typer.Option("--no-measure", help="by what logs know and first guesses; needs no such machine")
     ] = False,
     seed: Annotated[int, typer.Option(help="of the search and of the check's inputs")] = 0,
-    max_error: Annotated[float, typer.Option(help="largest relative L2 error of the whole model")] = 1e-4,
+    precision: Annotated[
+        str, typer.Option(help="fp32 (strict), tf32, fp16 or bf16, on GPUs: as many nodes as --max-error allows")
+    ] = "fp32",
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            help="largest relative L2 error of the whole model; default: fp32 1e-4, tf32 and fp16 5e-3, bf16 4e-2",
+            show_default=False,
+        ),
+    ] = None,
     trace_fusion: Annotated[
         bool, typer.Option("--trace-fusion", help="say which fusions fired and why others did not")
     ] = False,
@@ -131,6 +140,7 @@ def compile_command(
     options = Options(
         level.budget if budget is None else levels.parse_budget(budget), strategy or level.strategy, names(providers), threads,
         batch, shapes(shape), seed, level.trials, max_error, cluster, security.Tls(tls_ca, tls_cert, tls_key), level.rl, target,
+        precision,
     )  # fmt: skip
     if no_measure:
         compiling.cross_compile(model, options, output, log, trace_fusion, console(quiet))

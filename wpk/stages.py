@@ -29,12 +29,14 @@ from wpk.measure.measurer import MeasureOptions, Measurer, cpu_measurer, cuda_me
 from wpk.measure.toolchain import Compiler, find_compiler
 from wpk.ops import work
 from wpk.passes import default_pipeline, run_pipeline
-from wpk.planner.candidates import Catalogue
+from wpk.planner.candidates import MOVES, Catalogue
 from wpk.planner.choose import choose
 from wpk.planner.contract import OURS, model_workload
 from wpk.planner.demand import unmeasured, wanted
 from wpk.planner.emit import Tools
+from wpk.planner.layouts import workload_layouts
 from wpk.planner.plan import make_cuda_tools, make_tools
+from wpk.planner.precision import MAX_ERROR, Precision, check_precision, choose_precision
 from wpk.providers.protocol import Provider
 from wpk.providers.registry import providers as named_providers
 from wpk.report.accuracy import output_errors
@@ -81,7 +83,8 @@ class Options:
     of the whole model's outputs, before a last softmax. ``shapes`` and ``batch`` settle symbolic dimensions of inputs.
     ``cluster``: the address of a Dask scheduler whose workers measure, None for this machine; ``tls``: files for its connections.
     ``rl``: hyper-parameters of the strategies ``rl`` and ``auto``. ``target``: ``cpu`` (this machine), ``cuda`` (its GPU), or a
-    GPU that is not here by its compute capability, such as ``cuda:sm_90a``.
+    GPU that is not here by its compute capability, such as ``cuda:sm_90a``. ``precision``: fp32 (strict),
+    or tf32, fp16, bf16 for as many nodes as ``max_error`` allows; ``max_error`` of None: what is usual for the precision.
     """
 
     budget: float = 60.0
@@ -92,16 +95,25 @@ class Options:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     seed: int = 0
     trials: int = 200
-    max_error: float = 1e-4
+    max_error: float | None = None
     cluster: str | None = None
     tls: Tls = field(default_factory=Tls)
     rl: RlOptions | None = None
     target: str = "cpu"
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         TuneOptions(strategy=self.strategy)  # raises UsageError for an unknown one
-        if not self.max_error > 0:
+        check_precision(self.precision)
+        if self.max_error is not None and not self.max_error > 0:
             raise UsageError(f"max_error {self.max_error}: expected a positive number")
+        if self.precision != "fp32" and not self.target.startswith("cuda"):
+            raise UsageError(f"precision {self.precision}: kernels for CPUs compute in fp32 only")
+
+    @property
+    def limit(self) -> float:
+        """The relative L2 error allowed to the whole model."""
+        return MAX_ERROR[self.precision] if self.max_error is None else self.max_error
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,7 @@ class Source:
     feeds: Mapping[str, np.ndarray]
     expected: Sequence[np.ndarray]
     random: bool
+    precision: Precision | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -188,7 +201,29 @@ def read_source(model: Model, options: Options, shop: Shop, trace: list[str] | N
         expected = onnxruntime_engine(session, shop.target.threads).run(feeds)
     except Exception as error:  # ONNX Runtime's errors have no common class
         raise ModelError(f"{name}: ONNX Runtime cannot run it: {error}") from error
-    return Source(graphs, session, feeds, expected, any(_draws(n.op, dict(n.attrs)) for n in raw.nodes))
+    source = Source(graphs, session, feeds, expected, any(_draws(n.op, dict(n.attrs)) for n in raw.nodes))
+    return source if options.precision == "fp32" else _lowered(source, options, shop)
+
+
+def _lowered(source: Source, options: Options, shop: Shop) -> Source:
+    """The model's first form in lower precision; horizontal fusion would change which nodes there are to choose among."""
+    feeds, expected = source.feeds, source.expected
+
+    def supports(workload: Workload) -> bool:
+        """By some provider in some layout; what offsets do needs none."""
+        forms = _in_each_layout(workload, shop.target)
+        return workload.op in MOVES or any(p.supports(w, shop.target) for w in forms for p in shop.providers)
+
+    graph = source.graphs[0]
+    chosen = choose_precision(graph, options.precision, options.limit, feeds, expected, source.distance, supports)
+    return replace(source, graphs=(chosen.graph,), precision=chosen)
+
+
+def _in_each_layout(workload: Workload, target: Target) -> Iterator[Workload]:
+    for found in workload_layouts(workload, target):
+        inputs = tuple(t.with_layout(x) for t, x in zip(workload.inputs, found.inputs, strict=True))
+        outputs = tuple(t.with_layout(x) for t, x in zip(workload.outputs, found.outputs, strict=True))
+        yield replace(workload, inputs=inputs, outputs=outputs)
 
 
 def read_graph(model: Model, options: Options, trace: list[str] | None = None) -> Graph:

@@ -19,6 +19,7 @@ from wpk.report.peaks import peaks
 from wpk.report.progress import progress_observer
 from wpk.runtime.cuda.runner import is_cuda, made_for
 from wpk.runtime.native_api import RUNTIME
+from wpk.runtime.plan import Plan
 from wpk.settings import load_settings
 from wpk.stages import Options
 
@@ -64,7 +65,21 @@ def cross_compile(
     known = sum(c.seconds is not None for c in plan.choices)
     said = f"{known} of {len(plan.choices)} choices rest on measurements, the others on first guesses; nothing was run or checked"
     out.print(Text(said))
+    for line in precision_lines(plan):
+        out.print(Text(line), soft_wrap=True)
     out.print(Text(f"saved {target} ({target.stat().st_size / 1e6:.1f} MB)"))
+
+
+def precision_lines(plan: Plan) -> list[str]:
+    """How much of the plan is in lower precision, and what that costs."""
+    facts = (plan.meta or {}).get("precision")
+    if facts is None:
+        return []
+    lower, kept = facts["errors"], facts["kept"]
+    whole = f"error of the model {facts['error']:.1e}, computed on the CPU"
+    said = f"{facts['mode']}: {len(lower)} nodes, {len(kept)} kept in fp32; {whole}"
+    worst = sorted(lower.items(), key=lambda e: -e[1])[:3]
+    return [said, "largest errors of single nodes: " + ", ".join(f"{n} {e:.1e}" for n, e in worst)] if worst else [said]
 
 
 def replay_log(
