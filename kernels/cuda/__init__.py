@@ -1,9 +1,10 @@
 """Kernel families for NVIDIA GPUs, one a file: THE ALGORITHM, THE SPACE, THE SCHEDULE. ``FAMILIES`` lists them."""
 
 from wpk.kernels.cuda import gemm, gemm_mma
+from wpk.kernels.cuda.conv import CudaConv
 from wpk.kernels.cuda.eltwise import CudaEltwise
 from wpk.kernels.family import Family
 
 FAMILIES: tuple[Family, ...] = (
-    gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaEltwise(),
+    gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaConv(), CudaEltwise(),
 )  # fmt: skip

@@ -10,7 +10,7 @@ threadblock, warp and thread tile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -19,8 +19,8 @@ import numpy as np
 from wpk.core.result import Config
 from wpk.core.target import Gpu, Target
 from wpk.core.workload import Workload
-from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
-from wpk.dsl.ir import Buffer, Const, Expr, Load, Select
+from wpk.dsl.algorithm import Algorithm, Axis, Stage
+from wpk.dsl.ir import Expr, Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import (
     Bind,
@@ -36,10 +36,9 @@ from wpk.dsl.schedule import (
 )
 from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
 from wpk.kernels.cuda.operands import GpuOperands
-from wpk.kernels.epilogue import ZERO
+from wpk.kernels.cuda.product import Ends, batch_axes, batch_index, ends, k_axes, operand_buffers, summed
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of, unfit
-from wpk.kernels.row_operands import RowOperands
 from wpk.search.knobs import Choice, Knob, Ordered
 from wpk.search.space import Constraint, Space
 
@@ -88,40 +87,6 @@ def tile_of(c: Config) -> Tile:
 # --- THE ALGORITHM ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Ends:
-    """Where the operands of a product come from and where it goes.
-
-    ``a`` and ``b`` are padded operands ``as`` and ``bs`` [*batch, kb, ki, row], given the axes of k and the padded extent of
-    rows. ``out`` makes the stage that writes the sum at (*batch, m, n), over the axes given.
-    """
-
-    name: str
-    params: tuple[Buffer, ...]
-    a: Callable[[tuple[Axis, Axis], int], Stage]
-    b: Callable[[tuple[Axis, Axis], int], Stage]
-    out: Callable[[Expr, tuple[Expr, ...], tuple[Axis, ...]], Stage]
-
-
-def ends(workload: Workload, p: Product) -> Ends:
-    """The ends of a gemm or matmul workload."""
-    dtype, result = workload.inputs[0].dtype, workload.outputs[0].dtype
-    batch = batch_axes(p)
-    operands = GpuOperands(workload, 2, p.groups)
-
-    def out(acc: Expr, at: tuple[Expr, ...], place: tuple[Axis, ...]) -> Stage:
-        where = (at[-2] < p.m) & (at[-1] < p.n)
-        return Stage("out", place, operands.value(acc, at), None, at, where, result)
-
-    a, b = operand_buffers(p, dtype)
-    return Ends(
-        workload.op, (a, b, *operands.buffers(), Buffer("out", (*p.batch, p.m, p.n), result, access="out")),
-        lambda k, rows: staged("as", "a", batch, p.a_batch, k, ("m", p.m, rows), p.k, p.trans_a, dtype),
-        lambda k, rows: staged("bs", "b", batch, p.b_batch, k, ("n", p.n, rows), p.k, not p.trans_b, dtype),
-        out,
-    )  # fmt: skip
-
-
 def algorithm(p: Product, t: Tile, e: Ends) -> Algorithm:
     """out[m, n] = epilogue(sum over k of as[k, m] * bs[k, n]), m = ((mb*groups + mg)*threads + mt)*vector + mv, n likewise.
 
@@ -144,44 +109,6 @@ def algorithm(p: Product, t: Tile, e: Ends) -> Algorithm:
     return summed(e, stages, product, k, (*batch, *m_axes, *n_axes), (*at, m, n))
 
 
-def batch_axes(p: Product) -> tuple[Axis, ...]:
-    """The axes b0, b1, … of a product's batch dimensions."""
-    return tuple(Axis(f"b{i}", n) for i, n in enumerate(p.batch))
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Axes of k: splits, steps of a split, what a step takes, steps of all; ``at``: (step of all, element of it)."""
-
-    ks: Axis
-    ko: Axis
-    ki: Axis
-    kb: Axis
-    at: tuple[Expr, Expr]
-
-
-def k_axes(k: int, tile: int, split: int) -> Steps:
-    """The axes of ``k`` by steps of ``tile`` in ``split`` parts."""
-    steps = -(-k // (tile * split))
-    ks, ko, ki, kb = Axis("ks", split), Axis("ko", steps), Axis("ki", tile), Axis("kb", split * steps)
-    return Steps(ks, ko, ki, kb, (ks.var * steps + ko.var if split > 1 else ko.var, ki.var))
-
-
-def summed(
-    e: Ends, stages: list[Stage], product: Expr, k: Steps, place: tuple[Axis, ...], at: tuple[Expr, ...]
-) -> Algorithm:
-    """``stages``, the sum of ``product`` over k (in parts that a second sum adds, where k is split), and the output."""
-    split = (k.ks,) if k.ks.extent > 1 else ()
-    index = tuple(x.var for x in place)
-    stages = [*stages, Stage("acc", (*split, *place), product, Reduce("+", (k.ko, k.ki)))]
-    acc = Load("acc", index)
-    if split:
-        stages.append(Stage("part", (k.ks, *place), Load("acc", (k.ks.var, *index))))
-        stages.append(Stage("total", place, Load("part", (k.ks.var, *index)), Reduce("+", (k.ks,))))
-        acc = Load("total", index)
-    return Algorithm(e.name, e.params, (*stages, e.out(acc, at, place)))
-
-
 def _split_axis(name: str, extent: int, inner: tuple[int, int, int]) -> tuple[tuple[Axis, ...], Expr]:
     """Axes of blocks, groups, threads and vectors, and the index they make."""
     groups, threads, vector = inner
@@ -191,30 +118,6 @@ def _split_axis(name: str, extent: int, inner: tuple[int, int, int]) -> tuple[tu
     return axes, ((b * groups + g) * threads + t) * vector + v
 
 
-def operand_buffers(p: Product, dtype: str = "float32") -> tuple[Buffer, Buffer]:
-    """The two matrices as they lie in memory."""
-    a = (p.k, p.m) if p.trans_a else (p.m, p.k)
-    b = (p.n, p.k) if p.trans_b else (p.k, p.n)
-    return Buffer("a", (*p.a_batch, *a), dtype), Buffer("b", (*p.b_batch, *b), dtype)
-
-
-def batch_index(batch: tuple[Axis, ...], extents: tuple[int, ...]) -> tuple[Expr, ...]:
-    """Indices of an operand whose batch dimensions may broadcast."""
-    return tuple(x.var if n > 1 else Const(0) for x, n in zip(batch, extents, strict=True))
-
-
-def staged(
-    name: str, tensor: str, batch: tuple[Axis, ...], extents: tuple[int, ...], k_axes: tuple[Axis, Axis],
-    row: tuple[str, int, int], k_count: int, k_first: bool, dtype: str = "float32",
-) -> Stage:  # fmt: skip
-    """``name[batch, kb, ki, row]`` = the tensor's element, 0 outside. ``row`` is (axis, extent, padded extent)."""
-    own = tuple(Axis(x.name, n) for x, n in zip(batch, extents, strict=True))
-    axis = Axis(row[0], row[2])
-    k = k_axes[0].var * k_axes[1].extent + k_axes[1].var
-    pair = (k, axis.var) if k_first else (axis.var, k)
-    value = Load(tensor, (*(x.var for x in own), *pair))
-    inside = (axis.var < row[1]) & (k < k_count)
-    return Stage(name, (*own, *k_axes, axis), Select(inside, value, ZERO), dtype=dtype)
 
 
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
@@ -454,7 +357,7 @@ class CudaGemm:
             np.ascontiguousarray(c, np.float32).reshape(operand_buffers(p)[i].shape)
             for i, c in zip(own, constants, strict=False)
         ]
-        return [*plain, *RowOperands(workload, 2, p.groups).pack(constants, len(own))]
+        return [*plain, *GpuOperands(workload, 2, p.groups).pack(constants, len(own))]
 
 
 def matmul() -> CudaGemm:

@@ -34,18 +34,10 @@ from wpk.dsl.schedule import (
     Vectorize,
     schedule,
 )
-from wpk.kernels.cuda.gemm import (
-    Ends,
-    batch_axes,
-    batch_index,
-    ends,
-    k_axes,
-    operand_buffers,
-    row_lengths,
-    summed,
-)
+from wpk.kernels.cuda.gemm import row_lengths
 from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
 from wpk.kernels.cuda.operands import GpuOperands, as_float32
+from wpk.kernels.cuda.product import Ends, batch_axes, batch_index, ends, k_axes, operand_buffers, summed
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of, unfit
 from wpk.kernels.instr.cuda import TYPES, mma

@@ -1,0 +1,112 @@
+"""Convolutions in float32 on a GPU: any config, interpreted and emulated, gives what sliding windows give; texts do not spill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+from cuda_conv_check import CASES, SAME3, check, feeds, with_constant_map
+from dsl_cuda_check import H200, compiled, emulated
+from test_family_conv import conv
+
+from wpk.dsl.codegen.cuda import emit
+from wpk.kernels.cuda.conv import CudaConv
+from wpk.kernels.cuda.conv_shape import conv_of, orders
+from wpk.kernels.cuda.gemm import tile_of
+
+FAMILY = CudaConv()
+LAYOUTS = ("NHWC", "ROW")
+LARGE = {
+    "3x3": ((1, 256, 14, 14), 256, 3, 1, SAME3),
+    "pointwise": ((1, 2048, 7, 7), 512, 1),
+    "stem": ((1, 3, 224, 224), 64, 7, 2, (3, 3, 3, 3)),
+    "early": ((1, 64, 56, 56), 64, 3, 1, SAME3),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+def test_the_text_convolves(name: str, layout: str) -> None:
+    w = CASES[name](layout)
+    space, rng = FAMILY.space(w, H200), Random(len(name))
+    for config in (space.default(), space.sample(rng)):
+        check(FAMILY, w, config)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["odd", "one-channel-groups", "batch-groups"])
+def test_the_kernel_means_a_convolution(name: str, layout: str) -> None:
+    w = CASES[name](layout)
+    config = {
+        **FAMILY.space(w, H200).default(), "warps_m": 1, "warps_n": 1, "tile_m": 2, "tile_n": 2, "tile_k": 4, "unroll_k": 2,
+        "split_k": 2,
+    }  # fmt: skip
+    check(FAMILY, w, config, emulate=False)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_order_of_the_sum(layout: str) -> None:
+    for name in ("padded", "stem", "odd"):
+        w = CASES[name](layout)
+        for order in orders(conv_of(w)):
+            check(FAMILY, w, {**FAMILY.space(w, H200).default(), "reduce": order, "tile_k": 8})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_constants_of_any_shape_that_broadcasts(layout: str) -> None:
+    w = with_constant_map(CASES["padded"](layout))
+    x, weights, bias, shift, factor = feeds(w, 1)
+    plain = replace(w, inputs=w.inputs[:2], epilogue=None, constants=(1,))
+    config = FAMILY.space(w, H200).default()
+    turn = (lambda a: np.ascontiguousarray(np.moveaxis(a, 1, -1))) if layout == "NHWC" else (lambda a: a)
+    kernels = [FAMILY.build(v, config, H200).kernel for v in (w, plain)]
+    packed = FAMILY.pack(w, config, [weights, bias, shift, factor], H200)
+    physical = turn(x).reshape(kernels[0].params[0].shape)
+    got, acc = emulated(kernels[0], [physical, *packed]), emulated(kernels[1], [physical, packed[0]])
+    want = np.maximum((acc.reshape(w.outputs[0].physical) + turn(bias)) * turn(factor) + turn(shift), 0)
+    np.testing.assert_allclose(got.reshape(want.shape), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", LARGE)
+def test_first_configs_do_not_spill(name: str, layout: str) -> None:
+    w = conv(*LARGE[name], layouts=(layout, layout))
+    isa = {"3x3": "sm_80", "early": "sm_100"}.get(name, "sm_90a")
+    for config in FAMILY.space(w, H200).first[:2]:
+        for resources in compiled(FAMILY.build(w, config, H200).kernel, isa).values():
+            assert resources.local_bytes == 0
+
+
+def test_channels_last_are_copied_by_16_bytes_without_tests_that_always_hold() -> None:
+    w = conv(*LARGE["pointwise"], layouts=("NHWC", "NHWC"))
+    text = emit(FAMILY.build(w, FAMILY.space(w, H200).default(), H200).kernel, "sm_90a").text
+    assert "cp_async<16>" in text and "cp_async<4>" not in text
+    assert "/ 7" not in text and "% 7" not in text
+
+
+def test_the_space_is_large_and_its_guesses_are_valid() -> None:
+    space = FAMILY.space(conv(*LARGE["3x3"], layouts=("NHWC", "NHWC")), H200)
+    configs = {tuple(sorted(space.sample(Random(i)).items())) for i in range(40)}
+    assert len(configs) == 40
+    assert len(space.first) >= 5 and all(space.valid(c) for c in space.first)
+    blocks = [-(-196 // tile_of(c).m) * -(-256 // tile_of(c).n) * tile_of(c).split for c in space.first[:3]]
+    assert all(b >= 64 for b in blocks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"layouts": ("ROW", "NHWC")}, "layouts ROW → NHWC"),
+        ({"layouts": ("NCHW16c", "NCHW16c")}, "layouts NCHW16c"),
+    ],
+)
+def test_it_says_why_not(changes: dict[str, tuple[str, str]], reason: str) -> None:
+    assert reason in str(FAMILY.matches(conv((1, 16, 7, 7), 16, 3, **changes), H200))
+
+
+def test_operands_in_another_layout_are_refused() -> None:
+    w = CASES["padded"]("NHWC")
+    other = replace(w, inputs=(*w.inputs[:3], w.inputs[3].with_layout("ROW")))
+    assert "operand 3" in str(FAMILY.matches(other, H200))
