@@ -2,9 +2,10 @@
 
 from wpk.kernels.cuda import gemm, gemm_mma
 from wpk.kernels.cuda.conv import CudaConv
+from wpk.kernels.cuda.conv_mma import CudaConvMma
 from wpk.kernels.cuda.eltwise import CudaEltwise
 from wpk.kernels.family import Family
 
 FAMILIES: tuple[Family, ...] = (
-    gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaConv(), CudaEltwise(),
+    gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaConvMma(), CudaConv(), CudaEltwise(),
 )  # fmt: skip

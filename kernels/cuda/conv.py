@@ -29,8 +29,12 @@ from wpk.search.space import Space
 
 def space(s: Conv, gpu: Gpu) -> Space:
     """That of a product of the same extents, and the order of the sum (``reduce``)."""
+    return with_orders(gemm.space(product_of(s, orders(s)[0]), gpu), s)
+
+
+def with_orders(product: Space, s: Conv) -> Space:
+    """A product's space with a knob for the order of the sum."""
     known = orders(s)
-    product = gemm.space(product_of(s, known[0]), gpu)
     first = tuple({**c, "reduce": known[0]} for c in product.first)
     return Space((*product.knobs, Choice("reduce", known, known[0])), product.constraints, first)
 

@@ -1,0 +1,69 @@
+"""Convolutions on tensor cores: any config, emulated, gives what sliding windows give; texts do not spill."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from cuda_conv_check import CASES, SAME3, check, in_dtype
+from dsl_cuda_check import H200, compiled
+from test_family_conv import conv
+
+from wpk.dsl.codegen.cuda import emit
+from wpk.kernels.cuda.conv_mma import CudaConvMma
+
+FAMILY = CudaConvMma()
+LAYOUTS = ("NHWC", "ROW")
+DTYPES = ("float32", "float16", "bfloat16")
+LARGE = {
+    "3x3": ((1, 256, 14, 14), 256, 3, 1, SAME3),
+    "pointwise": ((1, 2048, 7, 7), 512, 1),
+    "stem": ((1, 3, 224, 224), 64, 7, 2, (3, 3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+def test_the_text_convolves(name: str, layout: str) -> None:
+    rng = Random(len(name))
+    for dtype in rng.sample(DTYPES, 2):
+        w = in_dtype(CASES[name](layout), dtype)
+        space = FAMILY.space(w, H200)
+        for config in (space.default(), space.sample(rng)):
+            check(FAMILY, w, config)
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [("NHWC", "float16"), ("ROW", "float32")])
+def test_the_kernel_means_a_convolution(layout: str, dtype: str) -> None:
+    w = in_dtype(CASES["batch-groups"](layout), dtype)
+    config = {
+        **FAMILY.space(w, H200).default(), "warps_m": 1, "warps_n": 1, "rows": 1, "columns": 1, "bytes_k": 32, "split_k": 1,
+    }  # fmt: skip
+    check(FAMILY, w, config, emulate=False)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(("dtype", "isa"), [("float16", "sm_90a"), ("float32", "sm_80"), ("bfloat16", "sm_100")])
+def test_first_configs_do_not_spill(name: str, layout: str, dtype: str, isa: str) -> None:
+    w = in_dtype(conv(*LARGE[name], layouts=(layout, layout)), dtype)
+    config = FAMILY.space(w, H200).default()
+    for resources in compiled(FAMILY.build(w, config, H200).kernel, isa).values():
+        assert resources.local_bytes == 0
+
+
+def test_channels_last_are_copied_by_16_bytes() -> None:
+    w = in_dtype(conv(*LARGE["3x3"], layouts=("NHWC", "NHWC")), "float16")
+    text = emit(FAMILY.build(w, FAMILY.space(w, H200).default(), H200).kernel, "sm_90a").text
+    assert "cp_async<16>" in text and "cp_async<4>" not in text
+
+
+def test_the_space_is_large_and_its_guesses_are_valid() -> None:
+    space = FAMILY.space(in_dtype(conv(*LARGE["3x3"], layouts=("NHWC", "NHWC")), "float16"), H200)
+    configs = {tuple(sorted(space.sample(Random(i)).items())) for i in range(40)}
+    assert len(configs) == 40
+    assert len(space.first) >= 5 and all(space.valid(c) for c in space.first)
+
+
+def test_float32_is_strict_unless_tf32_is_allowed() -> None:
+    assert "precision tf32" in str(FAMILY.matches(CASES["padded"]("NHWC"), H200))
