@@ -23,6 +23,9 @@ _FAMILIES = {
     "transpose": "Transpose",
     "convert": "Convert",
     "concat": "Concat",
+    "norm": "Norm",
+    "reduce_axes": "ReduceAxes",
+    "gather": "Gather",
 }
 
 

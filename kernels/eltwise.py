@@ -18,7 +18,7 @@ from wpk.core.target import Target
 from wpk.core.tensor import TensorType, to_layout
 from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Stage
-from wpk.dsl.ir import Buffer, Const, Expr, Load, Select
+from wpk.dsl.ir import Buffer, Cast, Const, Expr, Load, Select
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import Parallel, Reorder, Segment, Split, Step, Unroll, Vectorize, schedule
 from wpk.kernels.epilogue import ZERO, block_of, padded, to_expr, vanishes
@@ -26,6 +26,9 @@ from wpk.kernels.family import Built
 from wpk.kernels.nests import LANES, SMALL, fused, isas, nearest
 from wpk.search.knobs import Choice, Knob, Ordered
 from wpk.search.space import Space
+
+#: dtypes of operands; all are read as float32
+READ = ("float32", "int64", "int32", "int8", "uint8", "bool")
 
 
 @dataclass(frozen=True)
@@ -98,17 +101,24 @@ def algorithm(workload: Workload, s: Shape) -> Algorithm:
     """out[i…] = f(in0[i…], in1[i…], …), an operand's index 0 where it broadcasts; zero in padding lanes."""
     assert workload.epilogue is not None
     axes = tuple(Axis(f"i{d}", n) for d, n in enumerate(s.extents))
-    whole: Expr = to_expr(workload.epilogue, None, lambda i: _operand(i, s, axes))
+    whole: Expr = to_expr(workload.epilogue, None, lambda i: _operand(workload, i, s, axes))
     if s.channels is not None:
         at, block, channels = s.channels
         whole = Select(axes[at].var * block + axes[-1].var < channels, whole, ZERO)
-    params = [Buffer(f"x{i}", shape) for i, shape in enumerate(s.operands)]
+    params = [Buffer(f"x{i}", shape, stored(workload, i)) for i, shape in enumerate(s.operands)]
     return Algorithm("eltwise", (*params, Buffer("out", s.extents, access="out")), (Stage("out", axes, whole),))
 
 
-def _operand(i: int, s: Shape, axes: tuple[Axis, ...]) -> Expr:
+def stored(workload: Workload, i: int) -> str:
+    """The dtype of an operand in memory: constants are packed as float32, a bool is a byte."""
+    dtype = "float32" if i in workload.constants else workload.inputs[i].dtype
+    return "uint8" if dtype == "bool" else dtype
+
+
+def _operand(workload: Workload, i: int, s: Shape, axes: tuple[Axis, ...]) -> Expr:
     index = (Const(0) if n == 1 else a.var for n, a in zip(s.operands[i], axes, strict=True))
-    return Load(f"x{i}", tuple(index))
+    value = Load(f"x{i}", tuple(index))
+    return value if stored(workload, i) == "float32" else Cast("float32", value)
 
 
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
@@ -194,7 +204,7 @@ class Eltwise:
     packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
-        """Float32 operands of the output's layout, or ROW where that is the same memory, or constant."""
+        """Operands of the output's layout, or ROW where that is the same memory, or constant; integers are read as float32."""
         if workload.op != "eltwise" or workload.epilogue is None:
             return f"op is {workload.op}, expected eltwise with an expression"
         out = workload.outputs[0]
@@ -202,7 +212,7 @@ class Eltwise:
             return f"output {out}, expected non-empty float32 in layout ROW or channel-blocked"
         for i, t in enumerate(workload.inputs):
             found = spread(t, out, i in workload.constants)
-            if t.dtype != "float32" or isinstance(found, str):
+            if t.dtype not in READ or isinstance(found, str):
                 return f"operand {i}: {found if isinstance(found, str) else t.dtype}"
         return None
 

@@ -69,6 +69,10 @@ def reduction_length(workload: Workload) -> int:
         return max(prod(_ints(workload.attr("size"))), 1)
     if workload.op == "softmax":
         return shapes[0][max(_ints(workload.attr("axis")))]
+    if workload.op == "norm":
+        return prod(shapes[0][max(_ints(workload.attr("axis"))) :])
+    if workload.op == "reduce":
+        return prod(shapes[0][a] for a in _ints(workload.attr("axes")))
     return 1
 
 

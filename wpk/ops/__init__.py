@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wpk.core.workload import Workload
-from wpk.ops.base import Builder, Foreign, Layouts, Lift, Operator, Speller, Work, epilogue_flops, own
+from wpk.ops.base import READ, Builder, Foreign, Layouts, Lift, Operator, Speller, Work, epilogue_flops, own
 from wpk.ops.conv import CONV
 from wpk.ops.eltwise import ELTWISE, spell_point
+from wpk.ops.gather import GATHER
 from wpk.ops.gemm import GEMM, MATMUL
 from wpk.ops.move import CONCAT, CONVERT, SPLIT, TRANSPOSE, VIEW
-from wpk.ops.norm import LRN, SOFTMAX
+from wpk.ops.norm import LRN, NORM, SOFTMAX
 from wpk.ops.opaque import ONNX, REGION
 from wpk.ops.pool import POOL
+from wpk.ops.reduce import REDUCE
 
 OPERATORS: dict[str, Operator] = {
     op.name: op
@@ -23,6 +25,9 @@ OPERATORS: dict[str, Operator] = {
         POOL,
         LRN,
         SOFTMAX,
+        NORM,
+        REDUCE,
+        GATHER,
         ELTWISE,
         TRANSPOSE,
         CONCAT,
@@ -35,6 +40,8 @@ OPERATORS: dict[str, Operator] = {
 }
 #: ONNX op of the default domain → its translation
 LIFTS: dict[str, Lift] = {name: lift for op in OPERATORS.values() for name, lift in op.lifts.items()}
+#: ONNX ops whose translation looks at dtypes itself; all others are of float32 throughout
+ANY_DTYPE = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Expand", "Cast", "Gather", "Where"}
 #: layouts offered when nothing is said about the target
 LAYOUTS = ("NCHW16c", "NCHW8c")
 
@@ -59,7 +66,7 @@ def lift(f: Foreign, b: Builder) -> str | None:
     results = [f.types[v] for v in f.outputs if v in f.used]
     if f.opset < 7:
         return f"opset {f.opset} broadcasts by attributes"
-    if any(t.dtype != "float32" for t in (*activations, *results)):
+    if f.op_type not in ANY_DTYPE and any(t.dtype != "float32" for t in (*activations, *results)):
         return "not float32"
     if any(d <= 0 for t in (*activations, *results) for d in t.shape):
         return "an empty tensor or an unknown dimension"
@@ -72,6 +79,10 @@ def spell(s: Speller, workload: Workload, ins: Sequence[str], outs: Sequence[str
     if operator.spell is None:
         raise KeyError(f"{workload.op} has no native spelling")
     mine = ins[: len(own(workload, operator.arity))]
+    ins = [
+        s.op("Cast", (v,), to=1) if i >= len(mine) and t.dtype in READ[1:] else v
+        for i, (v, t) in enumerate(zip(ins, workload.inputs, strict=True))
+    ]
     if workload.epilogue is None or operator.name == "eltwise":
         operator.spell(s, workload, ins, outs)
         return

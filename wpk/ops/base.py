@@ -23,6 +23,9 @@ from wpk.core.workload import Attr, Workload
 
 Shape = tuple[int, ...]
 
+#: dtypes that an expression reads as float32
+READ = ("float32", "int64", "int32", "int8", "uint8", "bool")
+
 
 @dataclass(frozen=True)
 class Work:
@@ -105,11 +108,11 @@ class Builder:
 
     def emit(
         self, op: str, inputs: Sequence[str], shape: Shape, output: str, epilogue: Point | None = None,
-        final: bool = False, **attrs: Attr,
+        final: bool = False, dtype: str = "float32", **attrs: Attr,
     ) -> str:  # fmt: skip
-        """A float32 node; its output's name: ``output`` itself when ``final``, else a fresh one like it."""
+        """A node; its output's name: ``output`` itself when ``final``, else a fresh one like it."""
         name = output if final else self.fresh(output)
-        self.types[name] = TensorType("float32", shape)
+        self.types[name] = TensorType(dtype, shape)
         self.pieces.append(Piece(op, tuple(inputs), (name,), tuple(sorted(attrs.items())), epilogue))
         return name
 
@@ -119,9 +122,11 @@ class Builder:
         attrs = (("axis", axis), ("sizes", tuple(s[axis] for s in shapes)))
         self.pieces.append(Piece("split", (value,), tuple(outputs), attrs, None))
 
-    def view(self, value: str, shape: Shape, output: str, final: bool = False) -> str:
-        """A view of ``value``; its output's name."""
-        return self.emit("view", (value,), shape, output, final=final)
+    def view(
+        self, value: str, shape: Shape, output: str, final: bool = False, dtype: str = "float32"
+    ) -> str:
+        """A view of ``value``, which is of ``dtype``; its output's name."""
+        return self.emit("view", (value,), shape, output, final=final, dtype=dtype)
 
 
 Lift = Callable[[Foreign, Builder], str | None]

@@ -111,12 +111,11 @@ def lift_variadic(f: Foreign, b: Builder) -> str | None:
 
 
 def lift_pow(f: Foreign, b: Builder) -> str | None:
-    """Pow; squares and square roots are spelled as such."""
+    """Pow; squares, cubes and square roots are spelled as such."""
     exponent = f.constant(1)
     value = float(exponent.reshape(())) if exponent is not None and exponent.size == 1 else None
-    point: Point = (
-        apply("mul", X, X) if value == 2 else apply("sqrt", X) if value == 0.5 else apply("pow", X, Y)
-    )
+    simple = {2: apply("mul", X, X), 3: apply("mul", apply("mul", X, X), X), 0.5: apply("sqrt", X)}
+    point: Point = simple.get(value or 0.0, apply("pow", X, Y))
     if exponent is not None and value is None and exponent.dtype != np.float32:
         return "exponent is not float32"
     eltwise(f, b, point, f.inputs, f.out.shape, f.outputs[0])
@@ -144,6 +143,17 @@ def lift_prelu(f: Foreign, b: Builder) -> str | None:
     scalar = slope is not None and slope.size == 1
     point = _leaky(X, Literal(float(slope.reshape(()))) if scalar and slope is not None else Y)
     eltwise(f, b, point, f.inputs, f.out.shape, f.outputs[0])
+    return None
+
+
+def lift_where(f: Foreign, b: Builder) -> str | None:
+    """Where; a known condition becomes a constant of ones and zeros."""
+    if f.out.dtype != "float32":
+        return f"a choice of {f.out.dtype}"
+    condition, known = f.inputs[0], f.constant(0)
+    if known is not None:
+        condition = b.constant(known.astype(np.float32), f.inputs[0])
+    eltwise(f, b, apply("where", X, Y, Input(2)), (condition, *f.inputs[1:]), f.out.shape, f.outputs[0])
     return None
 
 
@@ -221,6 +231,7 @@ LIFTS: dict[str, Lift] = {
     **dict.fromkeys(FORMULAS, lift_formula),
     **dict.fromkeys((*VARIADIC, "Mean"), lift_variadic),
     "Pow": lift_pow, "Clip": lift_clip, "PRelu": lift_prelu, "BatchNormalization": lift_batch_norm,
+    "Where": lift_where,
 }  # fmt: skip
 
 ELTWISE = Operator("eltwise", "elementwise", 0, (), shapes, _flops, one_layout, spell, LIFTS)

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from wpk.core.tensor import TensorType, channel_block
+from wpk.core.pointwise import Input, apply
+from wpk.core.tensor import DTYPE_BYTES, TensorType, channel_block
 from wpk.core.workload import Workload
-from wpk.ops.base import Builder, Foreign, Layouts, Operator, Shape, Speller, one_layout, row_only
+from wpk.ops.base import READ, Builder, Foreign, Layouts, Operator, Shape, Speller, one_layout, row_only
 
 
 def no_flops(w: Workload) -> float:
@@ -66,10 +67,12 @@ def as_given(w: Workload, names: tuple[str, ...]) -> tuple[Layouts, ...]:
 
 
 def lift_view(f: Foreign, b: Builder) -> str | None:
-    """Reshape, Flatten, Squeeze, Unsqueeze, Identity: the output's shape is known already."""
-    if f.type(0).dtype != "float32" or prod(f.type(0).shape) != prod(f.out.shape):
-        return "not a float32 tensor"
-    b.view(f.inputs[0], f.out.shape, f.outputs[0], final=True)
+    """Reshape, Flatten, Squeeze, Unsqueeze, Identity: the output's shape is known already, the dtype is any."""
+    if f.type(0).dtype != f.out.dtype or f.out.dtype not in DTYPE_BYTES:
+        return f"{f.type(0)} is seen as {f.out}"
+    if prod(f.type(0).shape) != prod(f.out.shape):
+        return f"{f.type(0)} has not the elements of {f.out}"
+    b.view(f.inputs[0], f.out.shape, f.outputs[0], final=True, dtype=f.out.dtype)
     return None
 
 
@@ -82,8 +85,27 @@ def lift_dropout(f: Foreign, b: Builder) -> str | None:
 
 
 def lift_cast(f: Foreign, b: Builder) -> str | None:
-    """Cast from float32 to float32."""
-    return lift_view(f, b)
+    """Cast to the same dtype: nothing; to float32 an eltwise, which reads all its operands as float32."""
+    if f.type(0).dtype == f.out.dtype:
+        return lift_view(f, b)
+    if f.out.dtype != "float32" or f.type(0).dtype not in READ:
+        return f"{f.type(0).dtype} to {f.out.dtype}"
+    b.emit("eltwise", f.inputs, f.out.shape, f.outputs[0], Input(0), final=True)
+    return None
+
+
+def lift_expand(f: Foreign, b: Builder) -> str | None:
+    """Expand: a view, or the sum with as many zeros as it takes."""
+    x, y = f.type(0), f.out.shape
+    if prod(x.shape) == prod(y):
+        return lift_view(f, b)
+    if x.dtype != "float32":
+        return f"{x} is repeated"
+    full = (1,) * (len(y) - len(x.shape)) + x.shape
+    zeros = np.zeros([n if k != n else 1 for k, n in zip(full, y, strict=True)], np.float32)
+    names = (f.inputs[0], b.constant(zeros, f.outputs[0]))
+    b.emit("eltwise", names, y, f.outputs[0], apply("add", Input(0), Input(1)), final=True)
+    return None
 
 
 def lift_transpose(f: Foreign, b: Builder) -> str | None:
@@ -174,7 +196,7 @@ _VIEWS = dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"
 
 VIEW = Operator(
     "view", "injective", 1, (), free_shape, no_flops, row_only, spell_view,
-    {**_VIEWS, "Dropout": lift_dropout, "Cast": lift_cast},
+    {**_VIEWS, "Dropout": lift_dropout, "Cast": lift_cast, "Expand": lift_expand},
 )  # fmt: skip
 TRANSPOSE = Operator(
     "transpose", "injective", 1, ("perm",), transpose_shapes, no_flops, row_only, spell_transpose,

@@ -91,6 +91,5 @@ POOL = Operator(
     "pool", "reduction", 1, ATTRS, shapes, flops, one_layout, spell,
     {
         "MaxPool": lift, "AveragePool": lift, "GlobalMaxPool": lift_global, "GlobalAveragePool": lift_global,
-        "ReduceMean": lift_reduce, "ReduceMax": lift_reduce,
     },
 )  # fmt: skip

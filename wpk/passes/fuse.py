@@ -12,7 +12,7 @@ from wpk.passes.draft import Draft
 from wpk.passes.rewrite import Match
 
 #: who takes an eltwise in, the most worthwhile first
-ANCHORS = ("conv", "gemm", "matmul", "eltwise", "pool")
+ANCHORS = ("conv", "gemm", "matmul", "norm", "eltwise", "pool", "reduce")
 
 
 @dataclass(frozen=True)

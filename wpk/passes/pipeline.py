@@ -18,6 +18,7 @@ from wpk.passes.clean import ConstantOperands, Forward, MergeMoves, SinkView, Tr
 from wpk.passes.concat import HoistEltwise
 from wpk.passes.dead import fold_constants, merge_duplicates, remove_dead
 from wpk.passes.fuse import FuseEpilogue
+from wpk.passes.idioms import SpelledNorm
 from wpk.passes.regions import group_regions
 from wpk.passes.rewrite import Trace, apply_rules
 from wpk.passes.siblings import FuseSiblings
@@ -56,6 +57,17 @@ class Clean:
         return apply_rules(
             graph, (Forward(), TransposeToView(), MergeMoves(), ConstantOperands(), SinkView()), trace
         )
+
+
+@dataclass(frozen=True)
+class Idioms:
+    """What exporters spell out, normalizations above all, becomes one node."""
+
+    name: ClassVar[str] = "idioms"
+
+    def run(self, graph: Graph, trace: Trace | None) -> Graph:
+        """The transformed graph."""
+        return apply_rules(graph, (SpelledNorm(),), trace)
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,7 @@ class Regions:
 
 Pipeline = tuple[Pass, ...]
 PASSES: dict[str, type[Any]] = {
-    p.name: p for p in (Fold, Clean, Hoist, Fuse, BatchNorm, Siblings, Duplicates, Dead, Regions)
+    p.name: p for p in (Fold, Clean, Idioms, Hoist, Fuse, BatchNorm, Siblings, Duplicates, Dead, Regions)
 }
 
 
@@ -148,8 +160,8 @@ def default_pipeline(siblings: bool = False) -> Pipeline:
     """What compiling uses. ``siblings`` adds horizontal fusion, which does not always pay."""
     horizontal: Pipeline = (Siblings(),) if siblings else ()
     return (
-        Dead(), Fold(), Clean(), Duplicates(), Hoist(), Fuse(), BatchNorm(), Clean(), Fuse(), *horizontal, Duplicates(), Dead(),
-        Regions(),
+        Dead(), Fold(), Clean(), Duplicates(), Idioms(), Hoist(), Fuse(), BatchNorm(), Clean(), Fuse(), *horizontal,
+        Duplicates(), Dead(), Regions(),
     )  # fmt: skip
 
 

@@ -1,0 +1,165 @@
+"""Normalizations that exporters spell out come back as one node.
+
+    layer   d = x - mean(x);  d / sqrt(mean(d * d) + epsilon)
+    rms     x / sqrt(mean(x * x) + epsilon)
+
+The quotient may be a product with a reciprocal, or with one over the root. Scale and bias are left to ``fuse``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from wpk.core.pointwise import Apply, Input, Literal
+from wpk.graph.graph import Node
+from wpk.passes.draft import Draft
+from wpk.passes.rewrite import Match
+
+#: an operator and its arguments: names of values, or numbers
+Term = tuple[str, tuple[str | float, ...]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A normalization of ``source`` over the axes of the reductions ``means``."""
+
+    source: str
+    kind: str
+    epsilon: float
+    means: tuple[Node, ...]
+
+
+def term(draft: Draft, value: str | float) -> Term | None:
+    """The eltwise of one operator that makes ``value``; None when something else does."""
+    node = draft.maker(value) if isinstance(value, str) else None
+    if node is None or node.op != "eltwise" or not isinstance(node.epilogue, Apply):
+        return None
+    arguments: list[str | float] = []
+    for argument in node.epilogue.args:
+        if isinstance(argument, Input):
+            arguments.append(node.inputs[argument.index])
+        elif isinstance(argument, Literal):
+            arguments.append(argument.value)
+        else:
+            return None
+    return node.epilogue.op, tuple(arguments)
+
+
+def quotient(draft: Draft, value: str) -> Iterator[tuple[str, str]]:
+    """(d, v) where ``value`` is d / sqrt(v)."""
+    op, arguments = term(draft, value) or ("", ())
+    if op == "div":
+        d, root = arguments
+        if isinstance(d, str) and (under := _under_root(draft, root)):
+            yield d, under
+    for d, r in (arguments, arguments[::-1]) if op == "mul" else ():
+        if isinstance(d, str) and (under := _under_reciprocal(draft, r)):
+            yield d, under
+
+
+def _under_root(draft: Draft, value: str | float) -> str | None:
+    """v where ``value`` is sqrt(v)."""
+    match term(draft, value):
+        case ("sqrt", (str(v),)) | ("pow", (str(v), 0.5)):
+            return v
+    return None
+
+
+def _under_reciprocal(draft: Draft, value: str | float) -> str | None:
+    """v where ``value`` is 1 / sqrt(v)."""
+    match term(draft, value):
+        case ("recip", (root,)) | ("div", (1.0, root)):
+            return _under_root(draft, root)
+        case ("pow", (str(v), -0.5)):
+            return v
+    return None
+
+
+def mean_of(draft: Draft, value: str | float) -> tuple[str, Node] | None:
+    """(x, the reduction) where ``value`` is the mean of x."""
+    node = draft.maker(value) if isinstance(value, str) else None
+    if node is None or node.op != "reduce" or node.attr("kind") != "mean" or node.epilogue is not None:
+        return None
+    return node.inputs[0], node
+
+
+def recognised(draft: Draft, node: Node) -> Iterator[Found]:
+    """Every way to read the result of ``node`` as a normalization."""
+    for d, under in quotient(draft, node.outputs[0]):
+        match term(draft, under):
+            case ("add", (str(variance), float(epsilon))) | ("add", (float(epsilon), str(variance))):
+                yield from _of_variance(draft, d, variance, epsilon)
+
+
+def _of_variance(draft: Draft, d: str, variance: str, epsilon: float) -> Iterator[Found]:
+    squares, over = mean_of(draft, variance) or ("", None)
+    if over is None or term(draft, squares) not in (("mul", (d, d)), ("pow", (d, 2.0))):
+        return
+    match term(draft, d):
+        case ("sub", (str(x), m)) if (mean := mean_of(draft, m)) and mean[0] == x:
+            yield Found(x, "layer", epsilon, (over, mean[1]))
+            return
+    yield Found(d, "rms", epsilon, (over,))
+
+
+@dataclass(frozen=True)
+class SpelledNorm:
+    """The operators of a normalization become one norm."""
+
+    name: str = "norm"
+
+    def match(self, draft: Draft, node: Node) -> Iterator[Match]:
+        """A quotient or product that can be read as one; the match is it and its reductions."""
+        if node.op == "eltwise":
+            for found in recognised(draft, node):
+                yield node, *found.means
+
+    def check(self, draft: Draft, match: Match) -> str | None:
+        """All reductions are over the same last axes."""
+        node, *means = match
+        rank, axes = len(draft.types[means[0].inputs[0]].shape), [_axes(m) for m in means]
+        if len(set(axes)) > 1:
+            return f"mean over {axes[-1]}, variance over {axes[0]}"
+        if axes[0][-1] != rank - 1:
+            return f"over axes {axes[0]} of {rank}, expected the last ones"
+        source, result = draft.types[means[-1].inputs[0]], draft.types[node.outputs[0]]
+        return None if source.shape == result.shape else f"{source} becomes {result}"
+
+    def rewrite(self, draft: Draft, match: Match) -> None:
+        """One norm makes the result; what only it needed goes."""
+        node, *means = match
+        found = next(f for f in recognised(draft, node) if f.means == tuple(means))
+        attrs = (("axis", _axes(means[0])[0]), ("epsilon", found.epsilon), ("kind", found.kind))
+        gone = origins(draft, node, found.source)
+        new = replace(node, op="norm", inputs=(found.source,), attrs=attrs, epilogue=None, origin=gone)
+        draft.swap(node, new)
+        drop_unread(draft, node.inputs)
+
+
+def origins(draft: Draft, node: Node, source: str) -> tuple[str, ...]:
+    """The ONNX nodes between ``source`` and ``node``, in order."""
+    found: dict[str, tuple[str, ...]] = {}
+    waiting = [node]
+    while waiting:
+        here = waiting.pop()
+        if here.name not in found:
+            found[here.name] = here.origin
+            makers = (draft.maker(v) for v in here.inputs if v != source)
+            waiting += [m for m in makers if m is not None]
+    names = sorted(found, key=lambda n: draft.rank[n])
+    return tuple(dict.fromkeys(o for n in names for o in found[n]))
+
+
+def drop_unread(draft: Draft, values: tuple[str, ...]) -> None:
+    """Remove the makers of values that nothing reads any more, and what only they read."""
+    for value in dict.fromkeys(values):
+        maker = draft.maker(value)
+        made = maker.outputs if maker is not None else ()
+        if maker is not None and not any(draft.readers(v) or draft.is_output(v) for v in made):
+            draft.drop(maker)
+            drop_unread(draft, maker.inputs)
+
+
+def _axes(node: Node) -> tuple[int, ...]:
+    return tuple(int(a) for a in node.attr("axes"))  # type: ignore[union-attr]
