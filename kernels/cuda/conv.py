@@ -18,25 +18,45 @@ from wpk.core.workload import Workload
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import schedule
 from wpk.kernels.cuda import gemm
-from wpk.kernels.cuda.conv_shape import Conv, conv_of, ends, orders, pack, product_of, strides_of, unfit
-from wpk.kernels.cuda.nests import gpu_of
+from wpk.kernels.cuda.conv_shape import (
+    Conv,
+    conv_of,
+    copies_of,
+    ends,
+    orders,
+    pack,
+    product_of,
+    strides_of,
+    unfit,
+)
+from wpk.kernels.cuda.nests import MOST_REGISTERS, gpu_of
 from wpk.kernels.family import Built
 from wpk.search.knobs import Choice
-from wpk.search.space import Space
+from wpk.search.space import Constraint, Space
 
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
 
 
 def space(s: Conv, gpu: Gpu) -> Space:
     """That of a product of the same extents, and the order of the sum (``reduce``)."""
-    return with_orders(gemm.space(product_of(s, orders(s)[0]), gpu), s)
+
+    def fits(c: Config) -> bool:
+        t = gemm.tile_of(c)
+        copies = copies_of(s, str(c["reduce"]), "float32", (t.m if s.last else t.n) * t.k, t.k) // t.threads
+        return gemm.registers(c) + 2 * copies <= MOST_REGISTERS
+
+    return with_orders(gemm.space(product_of(s, orders(s)[0]), gpu), s, fits)
 
 
-def with_orders(product: Space, s: Conv) -> Space:
-    """A product's space with a knob for the order of the sum."""
+def with_orders(product: Space, s: Conv, fits: Constraint) -> Space:
+    """A product's space with a knob for the order of the sum, and registers for addresses of what is copied."""
     known = orders(s)
-    first = tuple({**c, "reduce": known[0]} for c in product.first)
-    return Space((*product.knobs, Choice("reduce", known, known[0])), product.constraints, first)
+    limits = (*product.constraints, fits)
+    guesses = [{**c, "reduce": order} for c in product.first for order in known]
+    first = [c for c in guesses if all(limit(c) for limit in limits)]
+    likely = [c for c in first if c["reduce"] == known[0]]
+    others = [c for c in first if c["reduce"] != known[0]][:1]
+    return Space((*product.knobs, Choice("reduce", known, known[0])), limits, (*likely[:2], *others, *likely[2:]))
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------

@@ -18,8 +18,18 @@ from wpk.dsl.lower import lower
 from wpk.dsl.schedule import schedule
 from wpk.kernels.cuda import gemm_mma
 from wpk.kernels.cuda.conv import with_orders
-from wpk.kernels.cuda.conv_shape import Conv, conv_of, ends, orders, pack, product_of, strides_of, unfit
-from wpk.kernels.cuda.nests import gpu_of
+from wpk.kernels.cuda.conv_shape import (
+    Conv,
+    conv_of,
+    copies_of,
+    ends,
+    orders,
+    pack,
+    product_of,
+    strides_of,
+    unfit,
+)
+from wpk.kernels.cuda.nests import MOST_REGISTERS, gpu_of
 from wpk.kernels.family import Built
 from wpk.kernels.instr.cuda import TYPES
 from wpk.search.space import Space
@@ -29,7 +39,13 @@ from wpk.search.space import Space
 
 def space(s: Conv, dtype: str, gpu: Gpu) -> Space:
     """That of a product of the same extents, and the order of the sum (``reduce``)."""
-    return with_orders(gemm_mma.space(product_of(s, orders(s)[0], by_k=True), dtype, gpu), s)
+
+    def fits(c: Config) -> bool:
+        t = gemm_mma.tile_of(c, dtype)
+        copies = copies_of(s, str(c["reduce"]), dtype, (t.m if s.last else t.n) * t.k, t.k) // t.threads
+        return gemm_mma.registers(c) + 3 * copies <= MOST_REGISTERS
+
+    return with_orders(gemm_mma.space(product_of(s, orders(s)[0], by_k=True), dtype, gpu), s, fits)
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------

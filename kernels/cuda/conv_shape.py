@@ -18,6 +18,7 @@ from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Axis, Stage
 from wpk.dsl.ir import Buffer, Const, Expr, Load, Select, wrap
 from wpk.kernels.cuda.eltwise import in_rows
+from wpk.kernels.cuda.nests import width_of
 from wpk.kernels.cuda.operands import GpuOperands
 from wpk.kernels.cuda.product import Ends, batch_axes, staged
 from wpk.kernels.epilogue import ZERO, padded
@@ -84,8 +85,8 @@ def conv_of(workload: Workload) -> Conv:
     if (kh, kw, *strides) == (1, 1, 1, 1) and not any(pads):
         n, h, w = (1, 1, n * h * w) if last else (n, 1, h * w)
         oh, ow = h, w
-    dilations, groups = workload.ints("dilations"), int(workload.attr("group"))  # type: ignore[arg-type]
-    return Conv(n, c, h, w, k, oh, ow, kh, kw, *strides, *pads[:2], *dilations, groups, last)  # type: ignore[call-arg]
+    (sh, sw), (dh, dw), groups = strides, workload.ints("dilations"), int(workload.attr("group"))  # type: ignore[arg-type]
+    return Conv(n, c, h, w, k, oh, ow, kh, kw, sh, sw, pads[0], pads[1], dh, dw, groups, last)
 
 
 # --- THE ORDER OF THE SUM -----------------------------------------------------------------------------------------------
@@ -129,6 +130,12 @@ def strides_of(s: Conv, p: Product, order: str, dtype: str) -> tuple[int, int]:
         whole = all(n % 8 == 0 for n in (s.c, s.cg, run_of(s, order)[0]))
         return (8 if whole else 4 if s.c % 4 == 0 == s.cg % 4 else 2 if s.c % 2 == 0 == s.cg % 2 else 1), weights
     return weights, (s.w if s.h == 1 and (s.kw, s.sw) == (1, 1) and not s.outside_w else 1)
+
+
+def copies_of(s: Conv, order: str, dtype: str, elements: int, tile_k: int) -> int:
+    """Vectors that so many elements of the input's tile are copied in, by steps of ``tile_k``."""
+    stride = strides_of(s, product_of(s, order), order, dtype)[not s.last]
+    return elements // width_of(stride, *((tile_k,) if s.last else ()), bytes_each=DTYPE_BYTES[dtype])
 
 
 # --- WHAT IS READ -------------------------------------------------------------------------------------------------------
@@ -293,5 +300,5 @@ def unfit(workload: Workload, dtypes: Sequence[str]) -> str | None:
 
 
 __all__ = [
-    "Conv", "conv_of", "ends", "orders", "pack", "product_of", "strides_of", "unfit",
+    "Conv", "conv_of", "copies_of", "ends", "orders", "pack", "product_of", "strides_of", "unfit",
 ]  # fmt: skip

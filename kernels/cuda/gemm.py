@@ -10,7 +10,7 @@ threadblock, warp and thread tile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -36,7 +36,18 @@ from wpk.dsl.schedule import (
 )
 from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
 from wpk.kernels.cuda.operands import GpuOperands
-from wpk.kernels.cuda.product import Ends, batch_axes, batch_index, ends, k_axes, operand_buffers, summed
+from wpk.kernels.cuda.product import (
+    Block,
+    Ends,
+    batch_axes,
+    batch_index,
+    cycles,
+    ends,
+    k_axes,
+    operand_buffers,
+    resident_blocks,
+    summed,
+)
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of, unfit
 from wpk.search.knobs import Choice, Knob, Ordered
@@ -196,7 +207,7 @@ def grouped_rows(p: Product, c: Config) -> int:
 
 
 def first_configs(p: Product, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[Constraint, ...]) -> tuple[Config, ...]:
-    """Guesses: tiles from large to small, each with as many splits of k as fill the multiprocessors."""
+    """Guesses: tiles from large to small, each with the split of k that shall take least time; best first."""
     base: Config = {k.name: k.default for k in knobs}
     allowed = {k.name: k.values for k in knobs}
     shapes = (
@@ -209,20 +220,22 @@ def first_configs(p: Product, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[C
             **base, "tile_m": tile_m, "tile_n": tile_n, "lanes_m": lanes, "warps_m": warps_m, "warps_n": warps_n,
             "tile_k": max(int(k) for k in allowed["tile_k"] if int(k) <= 16),
         }  # fmt: skip
-        blocks = prod(p.batch) * -(-p.m // tile_of(tile).m) * -(-p.n // tile_of(tile).n)
-        wanted = max(2 * gpu.sms // blocks, 1)
-        splits = [int(s) for s in allowed["split_k"] if int(s) <= wanted and int(s) * int(tile["tile_k"]) <= p.k]
-        found.append({**tile, "split_k": max(splits, default=1)})
-    return tuple(c for c in sorted(found, key=lambda c: cost(p, gpu, c)) if all(limit(c) for limit in limits))
+        found += cheapest([{**tile, "split_k": s} for s in allowed["split_k"]], lambda c: cost(p, gpu, c), limits)
+    return tuple(sorted(found, key=lambda c: cost(p, gpu, c)))
+
+
+def cheapest(configs: list[Config], cost: Callable[[Config], float], limits: tuple[Constraint, ...]) -> list[Config]:
+    """The config of least cost among those within limits, or none."""
+    return sorted((c for c in configs if all(limit(c) for limit in limits)), key=cost)[:1]
 
 
 def cost(p: Product, gpu: Gpu, c: Config) -> float:
-    """Rough time in units of one multiply-add of a block's tile: waves of blocks times what one of them does."""
+    """Rough cycles; see :func:`wpk.kernels.cuda.product.cycles`."""
     t = tile_of(c)
-    blocks = prod(p.batch) * -(-p.m // t.m) * -(-p.n // t.n) * t.split
-    depth = -(-p.k // t.split)
-    busy = 1 + 8 / (int(c["tile_m"]) + int(c["tile_n"])) + 4 / (t.threads / WARP)
-    return -(-blocks // gpu.sms) * t.m * t.n * depth * busy + (2 * t.split * t.m * t.n if t.split > 1 else 0)
+    resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
+    m, n = int(c["tile_m"]), int(c["tile_n"])
+    rate = 128 / (0.3 + max(1, 3 * (m + n) / (m * n)))  # a vector from shared memory takes as long as three vectors of products
+    return cycles(p, gpu, Block(t.m, t.n, t.k, t.split, t.threads, resident, rate, 4 * (t.m + t.n), 0))
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------

@@ -34,10 +34,21 @@ from wpk.dsl.schedule import (
     Vectorize,
     schedule,
 )
-from wpk.kernels.cuda.gemm import row_lengths
+from wpk.kernels.cuda.gemm import cheapest, row_lengths
 from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
 from wpk.kernels.cuda.operands import GpuOperands, as_float32
-from wpk.kernels.cuda.product import Ends, batch_axes, batch_index, ends, k_axes, operand_buffers, summed
+from wpk.kernels.cuda.product import (
+    Block,
+    Ends,
+    batch_axes,
+    batch_index,
+    cycles,
+    ends,
+    k_axes,
+    operand_buffers,
+    resident_blocks,
+    summed,
+)
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of, unfit
 from wpk.kernels.instr.cuda import TYPES, mma
@@ -46,6 +57,8 @@ from wpk.search.space import Constraint, Space
 
 #: bytes of k that one instruction takes of a row
 STEP_BYTES = 32
+#: bytes of one operand that a multiprocessor multiplies with as many of the other in a cycle, by ``mma.sync``
+RATE_BYTES = 2600
 
 
 @dataclass(frozen=True)
@@ -168,7 +181,7 @@ def slow_tiles(p: Product, c: Config) -> int:
 def first_configs(
     p: Product, dtype: str, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[Constraint, ...]
 ) -> tuple[Config, ...]:
-    """Guesses: tiles from large to small, each with as many splits of k as fill the multiprocessors; cheapest first."""
+    """Guesses: tiles from large to small, each with the split of k that shall take least time; best first."""
     base: Config = {k.name: k.default for k in knobs}
     allowed = {k.name: k.values for k in knobs}
     deep = max(int(b) for b in allowed["bytes_k"] if int(b) <= 128)
@@ -178,20 +191,22 @@ def first_configs(
     )  # fmt: skip
     found: list[Config] = []
     for warps_m, warps_n, rows, columns in shapes:
-        tile: Config = {**base, "warps_m": warps_m, "warps_n": warps_n, "rows": rows, "columns": columns, "bytes_k": deep}
-        t = tile_of(tile, dtype)
-        blocks = prod(p.batch) * -(-p.m // t.m) * -(-p.n // t.n)
-        splits = [int(s) for s in allowed["split_k"] if int(s) * blocks <= 2 * gpu.sms and int(s) * t.k <= p.k]
-        found.append({**tile, "split_k": max(splits, default=1), "stages": 4 if deep <= 64 else 3})
-    return tuple(c for c in sorted(found, key=lambda c: cost(p, dtype, gpu, c)) if all(limit(c) for limit in limits))
+        tile: Config = {
+            **base, "warps_m": warps_m, "warps_n": warps_n, "rows": rows, "columns": columns, "bytes_k": deep,
+            "stages": 4 if deep <= 64 else 3,
+        }  # fmt: skip
+        found += cheapest([{**tile, "split_k": s} for s in allowed["split_k"]], lambda c: cost(p, dtype, gpu, c), limits)
+    return tuple(sorted(found, key=lambda c: cost(p, dtype, gpu, c)))
 
 
 def cost(p: Product, dtype: str, gpu: Gpu, c: Config) -> float:
-    """Rough time: waves of blocks times what one of them multiplies and copies."""
-    t = tile_of(c, dtype)
-    blocks = prod(p.batch) * -(-p.m // t.m) * -(-p.n // t.n) * t.split
-    depth = -(-p.k // (t.split * t.k)) * t.k
-    return -(-blocks // gpu.sms) * (depth * (t.m * t.n + 24 * (t.m + t.n)) + 4 * t.m * t.n * (t.split > 1) + 40000)
+    """Rough cycles; see :func:`wpk.kernels.cuda.product.cycles`."""
+    t, size = tile_of(c, dtype), DTYPE_BYTES[dtype]
+    resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
+    read = t.threads // WARP * (16 * t.rows + 8 * t.columns) * size
+    return cycles(
+        p, gpu, Block(t.m, t.n, t.k, t.split, t.threads, resident, RATE_BYTES / size, (t.m + t.n) * size, read)
+    )
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------

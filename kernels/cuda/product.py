@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
+from wpk.core.target import Gpu
 from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
 from wpk.dsl.ir import Buffer, Const, Expr, Load, Select
@@ -114,6 +116,48 @@ def staged(
     return Stage(name, (*own, *k_axes, axis), Select(inside, value, ZERO), dtype=dtype)
 
 
+@dataclass(frozen=True)
+class Block:
+    """A block of a product, as its time is estimated: tile (``k`` of a step), splits, threads, blocks a multiprocessor holds.
+
+    ``rate``: multiply-adds of a multiprocessor in a cycle. Bytes for each k: ``copied`` to shared memory, ``read`` from it.
+    """
+
+    m: int
+    n: int
+    k: int
+    split: int
+    threads: int
+    resident: int
+    rate: float
+    copied: int
+    read: int
+
+
+def cycles(p: Product, gpu: Gpu, b: Block) -> float:
+    """Rough cycles of a product: the busiest multiprocessor's arithmetic or traffic, waiting, and the sum of the parts.
+
+    A multiprocessor takes some 40 bytes a cycle from L2 and 128 from shared memory; its schedulers idle less the more warps
+    they have. A kernel starts in about 3000 cycles.
+    """
+    tiles = prod(p.batch) * -(-p.m // b.m) * -(-p.n // b.n)
+    mine = -(-tiles * b.split // gpu.sms)
+    steps = -(-p.k // (b.k * b.split))
+    depth = steps * b.k
+    warps = min(mine, b.resident) * b.threads / 128
+    work = max(b.m * b.n / b.rate * (1 + 1 / warps), b.copied / 40, b.read / 128)
+    waiting = -(-mine // b.resident) * (1500 + 100 * steps)
+    parts = 8 * b.split * prod(p.batch) * p.m * p.n / (30 * gpu.sms) + 3000
+    return mine * depth * work + waiting + (parts if b.split > 1 else 0)
+
+
+def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -> int:
+    """Blocks that a multiprocessor holds at once, one at least."""
+    most = (gpu.threads_per_sm // threads, gpu.registers_per_sm // (threads * registers), gpu.shared_per_sm // shared_bytes)
+    return max(min(most), 1)
+
+
 __all__ = [
-    "Ends", "Steps", "batch_axes", "batch_index", "ends", "k_axes", "operand_buffers", "staged", "summed",
+    "Block", "Ends", "Steps", "batch_axes", "batch_index", "cycles", "ends", "k_axes", "operand_buffers", "resident_blocks",
+    "staged", "summed",
 ]  # fmt: skip
