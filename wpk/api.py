@@ -26,6 +26,7 @@ from wpk.settings import parse_budget
 from wpk.stages import (
     Model,
     Options,
+    Source,
     best_graph,
     known_results,
     logged_tasks,
@@ -161,7 +162,7 @@ def build(
     whole = remember(records, graph, plans, measured, shop, options.seed)
     records.seal([*(t.workload for t in tasks), whole])
     notes = (*records.warnings, *source.notes, *_complaints(measured))
-    return _finish(plans, measured, tuned.results, tuned, notes, output)
+    return _finish(plans, measured, tuned.results, tuned, notes, output, source)
 
 
 def rebuild(
@@ -185,7 +186,7 @@ def rebuild(
     plans = candidate_plans(graph, source.session, found.results, shop.target, shop.providers, shop.tools)
     measured = recall(contents, graph, plans, shop, strict)
     notes = (*contents.warnings, *source.notes, *found.notes)
-    return _finish(plans, measured, found.results, None, notes, output)
+    return _finish(plans, measured, found.results, None, notes, output, source)
 
 
 def cross(
@@ -226,6 +227,7 @@ def _finish(
     tuned: Tuned | None,
     notes: tuple[str, ...],
     output: Path | None,
+    source: Source,
 ) -> Compiled:
     """Decide, save, and open a runner: from the file where there is one, for then the weights are mapped."""
     verdict = decide(measured)
@@ -234,6 +236,8 @@ def _finish(
         parts.plan.choices if verdict.winner == OURS else tuple(_with_rivals(parts.plan.choices, results))
     )
     meta = {**(parts.plan.meta or {}), "wpk": __version__, "contract": verdict.to_json()}
+    if source.precision is not None:
+        meta["precision"] = source.precision.to_json()
     parts = replace(parts, plan=replace(parts.plan, choices=choices, meta=meta))
     if output is None:
         return Compiled(parts, open_runner(parts), measured, verdict, tuned, plans[OURS].plan, notes)

@@ -105,7 +105,7 @@ def test_finalists_are_timed_in_turns(measurer: Measurer) -> None:
     rivals: Sequence[tuple[GeneratedProvider, Config]] = [(GEMM, small_config()), (GEMM, {**small_config(), "tile_m": 4})]
     found = measurer.measure_again(SMALL, rivals, rounds=2)
     assert [m.ok for m in found] == [True, True]
-    assert all(len(m.samples) >= 4 for m in found)
+    assert all(len(m.samples) >= 2 for m in found)
 
 
 def test_tolerances_of_rounded_operands_do_not_grow_with_the_sum() -> None:

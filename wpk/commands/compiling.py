@@ -15,13 +15,14 @@ from wpk.planner.contract import OURS
 from wpk.report import explain as explaining
 from wpk.report.explain import duration
 from wpk.report.html import page
-from wpk.report.peaks import peaks
+from wpk.report.peaks import Peaks, gpu_peaks, peaks
 from wpk.report.progress import progress_observer
 from wpk.runtime.cuda.runner import is_cuda, made_for
 from wpk.runtime.native_api import RUNTIME
+from wpk.runtime.parts import Parts
 from wpk.runtime.plan import Plan
 from wpk.settings import load_settings
-from wpk.stages import Options
+from wpk.stages import Options, find_target
 
 _SLOWEST_SHORT = 12
 
@@ -70,6 +71,13 @@ def cross_compile(
     out.print(Text(f"saved {target} ({target.stat().st_size / 1e6:.1f} MB)"))
 
 
+def roof_of(parts: Parts, threads: int) -> Peaks:
+    """What the machine that the parts are for can do at best."""
+    if is_cuda(parts.plan):
+        return gpu_peaks(find_target("cuda"))
+    return peaks(parts.binaries[RUNTIME], host_target(threads), load_settings().cache)
+
+
 def precision_lines(plan: Plan) -> list[str]:
     """How much of the plan is in lower precision, and what that costs."""
     facts = (plan.meta or {}).get("precision")
@@ -104,8 +112,7 @@ class Stages:
 
 def report(made: api.Compiled, html: Path | None, out: Console) -> None:
     """Choices, accuracy, verdict and notes of a compiled model."""
-    target = host_target(made.runner.threads)
-    roof = peaks(made.parts.binaries[RUNTIME], target, load_settings().cache)
+    roof = roof_of(made.parts, made.runner.threads)
     found = explaining.rows(made.parts.plan, profile(made.runner), roof)
     headline = f"{made.parts.plan.model}: {len(found)} steps, plan {made.parts.plan.hash}"
     out.print(explaining.table(found, headline, _SLOWEST_SHORT))
@@ -117,6 +124,8 @@ def report(made: api.Compiled, html: Path | None, out: Console) -> None:
     out.print(Text(f"error against ONNX Runtime: {made.error:.1e} (relative L2)"))
     times = ", ".join(f"{n} {t if isinstance(t, str) else duration(t)}" for n, t in made.verdict.times)
     out.print(Text(f"whole plans: {times}; {made.verdict.winner} is taken: {made.verdict.reason}"))
+    for line in precision_lines(made.parts.plan):
+        out.print(Text(line), soft_wrap=True)
     for note in made.notes:
         out.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     if html is not None:

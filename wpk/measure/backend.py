@@ -15,12 +15,14 @@ from typing import Protocol
 
 from wpk.core.errors import InvalidConfig
 from wpk.core.launch import CudaSource
+from wpk.core.result import Config
 from wpk.core.target import Target
+from wpk.core.workload import Workload
 from wpk.cuda import nvrtc
 from wpk.measure.builder import CompileError, build, build_runtime
 from wpk.measure.frames import Message
 from wpk.measure.toolchain import Compiler
-from wpk.providers.protocol import Code
+from wpk.providers.protocol import Code, Provider
 
 #: Cold constants rotate through this many times the last-level cache.
 _COLD_FACTOR = 2
@@ -41,10 +43,15 @@ class Backend(Protocol):
         """Constants that exceed this much together do not stay in a cache."""
         ...
 
-    def compiled(self, code: Code) -> Message:
-        """The parts of a worker's request that say what to call. Safe to call from many threads.
+    @property
+    def beside(self) -> bool:
+        """True when building does not disturb what is timed meanwhile."""
+        ...
 
-        Raises CompileError, InvalidConfig, StorageError, ToolchainError.
+    def build(self, provider: Provider, workload: Workload, config: Config) -> tuple[Code, Message]:
+        """The code of a config, and the parts of a worker's request that say what to call. Safe to call from many threads.
+
+        Raises CompileError, StorageError, ToolchainError, and what the provider raises.
         """
         ...
 
@@ -71,9 +78,18 @@ class CpuBackend:
         """See :class:`Backend`: more than the last-level cache."""
         return _COLD_FACTOR * self._target.l3
 
-    def compiled(self, code: Code) -> Message:
+    @property
+    def beside(self) -> bool:
+        """See :class:`Backend`: compilers take the cores that kernels are timed on."""
+        return False
+
+    def build(self, provider: Provider, workload: Workload, config: Config) -> tuple[Code, Message]:
         """See :class:`Backend`."""
-        if code.source is None:
+        code = provider.build(workload, config, self._target)
+        return code, self._compiled(code)
+
+    def _compiled(self, code: Code) -> Message:
+        if code.source is None or code.kind == "onnxruntime":
             return {"spec": dict(code.spec or {})}
         binary = build(code.source.text, code.source.isa, self._compiler, self._cache)
         workspace = code.source.shared_bytes + self._target.threads * code.source.thread_bytes
@@ -103,18 +119,17 @@ class CudaBackend:
         """See :class:`Backend`: more than L2."""
         return 0 if self._emulate else _COLD_FACTOR * self._target.l2
 
-    def compiled(self, code: Code) -> Message:
-        """See :class:`Backend`. A kernel that spills much is refused: as InvalidConfig, for it need not be run."""
-        if code.cuda is None:
-            return {"spec": dict(code.spec or {})}
-        found = self._processes().submit(_attempt, code.cuda.text, self._target.isa, self._folder).result()
-        if isinstance(found, nvrtc.CudaCompileError):
-            raise CompileError(found.detail)
-        _refuse(code.cuda, found, self._target)
-        binary = self._folder / f"{nvrtc.cache_key(code.cuda.text, self._target.isa)}.cubin"
-        return {
-            "binary": str(binary), "spec": {**code.cuda.calls(), "text": code.cuda.text}, "workspace": code.cuda.workspace_bytes,
-        }  # fmt: skip
+    @property
+    def beside(self) -> bool:
+        """See :class:`Backend`: compilers take no part of the GPU."""
+        return True
+
+    def build(self, provider: Provider, workload: Workload, config: Config) -> tuple[Code, Message]:
+        """See :class:`Backend`: in a process. A kernel that spills much is refused as InvalidConfig, for it need not be run."""
+        if not provider.name.startswith("generated"):
+            code = provider.build(workload, config, self._target)
+            return code, {"spec": dict(code.spec or {})}
+        return self._processes().submit(_built, provider, workload, config, self._target, self._folder).result()
 
     def close(self) -> None:
         """See :class:`Backend`."""
@@ -129,9 +144,20 @@ class CudaBackend:
             return self._pool
 
 
-def _attempt(text: str, arch: str, folder: Path) -> nvrtc.Compiled | nvrtc.CudaCompileError:
-    (found,) = nvrtc.compile_many([(text, arch)], folder=folder)
-    return found
+def _built(
+    provider: Provider, workload: Workload, config: Config, target: Target, folder: Path
+) -> tuple[Code, Message]:
+    """What a compiling process does."""
+    code = provider.build(workload, config, target)
+    source = code.cuda
+    assert source is not None
+    (found,) = nvrtc.compile_many([(source.text, target.isa)], folder=folder)
+    if isinstance(found, nvrtc.CudaCompileError):
+        raise CompileError(found.detail)
+    _refuse(source, found, target)
+    binary = folder / f"{nvrtc.cache_key(source.text, target.isa)}.cubin"
+    spec = {**source.calls(), "text": source.text}
+    return code, {"binary": str(binary), "spec": spec, "workspace": source.workspace_bytes}
 
 
 def _refuse(source: CudaSource, compiled: nvrtc.Compiled, target: Target) -> None:

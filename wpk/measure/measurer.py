@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import os
+import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -56,6 +57,9 @@ class MeasureOptions:
     timing: Timing = field(default_factory=Timing)
 
 
+Candidates = Sequence[tuple[Provider, Config]]
+
+
 @dataclass(frozen=True)
 class _Built:
     """A candidate ready for a worker (``request``), or what went wrong (``failure``, ``detail``)."""
@@ -81,6 +85,8 @@ class Measurer:
         self._packs = Packs(self._folder, target)
         self._process: Process | None = None
         self._told: Prepared | None = None
+        self._builders = ThreadPoolExecutor(max(self.options.jobs, 1))
+        self._using: set[object] = set()  # one for each batch under way
 
     def __enter__(self) -> Measurer:
         return self
@@ -91,8 +97,9 @@ class Measurer:
     def close(self) -> None:
         """End the worker and remove the folder. A second call does nothing."""
         self._end_worker()
-        self._folder.close()
+        self._builders.shutdown(cancel_futures=True)
         self._backend.close()
+        self._folder.close()
 
     def measure(
         self, workload: Workload, provider: Provider, configs: Sequence[Config], limit: float | None = None
@@ -105,37 +112,54 @@ class Measurer:
     ) -> Iterator[Measurement]:
         """Measurements as they come, in order. ``limit``: seconds of the best so far; the hopeless get few samples.
 
-        All configs are built before the first is run. Raises StorageError, InternalError.
+        All configs are built before the first is run; where building disturbs nothing, from now on and beside what is run.
+        Raises StorageError, InternalError.
         """
-        prepared = self._inputs.of(workload)
-        builds = self._build_all(workload, [(provider, c) for c in configs], prepared)
+        candidates = [(provider, c) for c in configs]
+        begun = self._begin(workload, candidates) if self._backend.beside else None
+        each = self._each(workload, candidates, limit, begun)
+        self._using.add(token := object())
+        weakref.finalize(each, self._using.discard, token)
+        return each
+
+    def _each(
+        self, workload: Workload, candidates: Candidates, limit: float | None, begun: list[Future[_Built]] | None
+    ) -> Iterator[Measurement]:
+        builds, ready = [], self._begin(workload, candidates) if begun is None else begun
+        if not self._backend.beside:
+            wait(ready)
         try:
-            for built in builds:
-                measurement = self._run(built, prepared, limit)
+            for future in ready:
+                builds.append(future.result())
+                measurement = self._run(builds[-1], self._inputs.of(workload), limit)
                 if measurement.ok:
                     limit = min(limit or measurement.time, measurement.time)
                 yield measurement
         finally:
-            self._forget(builds)
+            for future in ready:
+                future.cancel()
+            self._forget(builds, alone=len(self._using) <= 1)
 
     def measure_again(
-        self, workload: Workload, candidates: Sequence[tuple[Provider, Config]], rounds: int = 5
+        self, workload: Workload, candidates: Candidates, rounds: int = 5
     ) -> list[Measurement]:
         """Time rivals in turns, so that a drift of the machine meets them all. Raises as :meth:`measure_each`."""
-        prepared = self._inputs.of(workload)
-        builds = self._build_all(workload, candidates, prepared)
+        builds = [b.result() for b in self._begin(workload, candidates)]
         try:
-            return self._run_again(builds, prepared, rounds)
+            return self._run_again(builds, self._inputs.of(workload), rounds)
         finally:
-            self._forget(builds)
+            self._forget(builds, alone=not self._using)
+
+    @property
+    def slots(self) -> int:
+        """How many candidates are worth asking for beside each other: one, or as many as are built beside what is run."""
+        return self.options.jobs if self._backend.beside else 1
 
     # Building
 
-    def _build_all(
-        self, workload: Workload, candidates: Sequence[tuple[Provider, Config]], prepared: Prepared
-    ) -> list[_Built]:
-        with ThreadPoolExecutor(max(self.options.jobs, 1)) as pool:
-            return list(pool.map(lambda one: self._build(workload, one[0], one[1], prepared), candidates))
+    def _begin(self, workload: Workload, candidates: Candidates) -> list[Future[_Built]]:
+        prepared = self._inputs.of(workload)
+        return [self._builders.submit(self._build, workload, p, c, prepared) for p, c in candidates]
 
     def _build(self, workload: Workload, provider: Provider, config: Config, prepared: Prepared) -> _Built:
         start = perf_counter()
@@ -152,14 +176,13 @@ class Measurer:
         return replace(built, seconds=perf_counter() - start)
 
     def _lower(self, workload: Workload, provider: Provider, config: Config, prepared: Prepared) -> _Built:
-        code = provider.build(workload, config, self.target)
+        code, how = self._backend.build(provider, workload, config)
         accuracy = code.accuracy or str(getattr(provider, "accuracy", "direct"))
         files: tuple[str, ...] = ()
         size = 0
         if code.kind == "onnxruntime":
             how = self._session(code, workload, provider.pack(workload, config, prepared.constants, self.target))
         else:
-            how = self._backend.compiled(code)
             files, size = self._packs.of(workload, provider, config, prepared.constants)
         cold = self._cold_bytes
         data = how.pop("nbytes", 0) + how.get("workspace", 0) + size * copies_of(size, cold)
@@ -179,9 +202,10 @@ class Measurer:
         nbytes = _SESSION_COPIES * sum(a.nbytes for a in constants)
         return {"spec": spec, "model": self._folder.save(np.frombuffer(_holding(model, held), np.uint8)), "nbytes": nbytes}
 
-    def _forget(self, builds: Sequence[_Built]) -> None:
+    def _forget(self, builds: Sequence[_Built], alone: bool) -> None:
         self._folder.forget((b.request or {}).get("model") for b in builds)
-        self._packs.make_room()
+        if alone:
+            self._packs.make_room()
 
     @property
     def _cold_bytes(self) -> int:

@@ -99,9 +99,11 @@ def start(worker: Sequence[str], folder: Path) -> Process:
 def ask(process: Process, request: Message, limits: Limits) -> Message:
     """Send a request and await its reply. Raises Died, after which the process is closed."""
     try:
-        send(process.requests, request)
+        send(process.requests, {**request, "id": process.answered})
         _await(process, limits, process.resident())
         reply = receive(process.replies)
+        if reply.pop("id", None) != process.answered:
+            raise InternalError(f"the measuring worker answered something else than {request['op']!r}: {sorted(reply)}")
     except Died:
         process.close()
         raise

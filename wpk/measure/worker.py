@@ -46,7 +46,8 @@ def main(arguments: list[str]) -> None:
     send(replies, {"pid": os.getpid()})
     with contextlib.suppress(Closed):
         while True:
-            send(replies, server.answer(receive(requests)))
+            request = receive(requests)
+            send(replies, {**server.answer(request), "id": request.get("id")})
 
 
 def _machine(kind: str, arguments: list[str]) -> Bench:

@@ -16,7 +16,7 @@ from time import perf_counter, sleep
 import numpy as np
 
 from wpk.core.errors import ModelError, WpkError
-from wpk.core.result import Measurement
+from wpk.core.result import Config, Measurement
 from wpk.core.target import Target
 from wpk.core.workload import Workload
 from wpk.graph.graph import Graph
@@ -25,14 +25,18 @@ from wpk.planner.candidates import ResultTable
 from wpk.planner.emit import Tools
 from wpk.planner.plan import plan_model, session_plan
 from wpk.providers.protocol import Provider
+from wpk.runtime.cuda.runner import CudaRunner
 from wpk.runtime.parts import Parts
-from wpk.runtime.runner import Runner
+from wpk.runtime.runner import Runner, open_runner
 
 #: Found and expected outputs → error.
 Distance = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], float]
 
 #: The plan of all providers together; every other plan is of a single library.
 OURS = "tuned"
+
+#: Libraries for GPUs.
+VENDOR = frozenset(("cudnn", "cublaslt"))
 
 _RESAMPLES = 400
 #: Seconds between the runs of two plans.
@@ -75,10 +79,13 @@ def candidate_plans(
 ) -> dict[str, Parts]:
     """Ours, and a plan of each library among ``providers``; plans equal to an earlier one are left out.
 
-    ``model`` is the model as ONNX Runtime is to run it. What oneDNN lacks runs in ONNX Runtime in its plan too.
+    ``model`` is the model as ONNX Runtime is to run it. What oneDNN lacks runs in ONNX Runtime in its plan too. On a GPU no
+    library has all operators: there the plan of NVIDIA's libraries takes them wherever they can, generated code elsewhere.
     """
     plans = {OURS: plan_model(graph, results, target, providers, tools)}
     by_name = {p.name: p for p in providers}
+    if results is not None and by_name.keys() & VENDOR:
+        plans["libraries"] = plan_model(graph, LibrariesFirst(results), target, providers, tools)
     if "onnxruntime" in by_name:
         plans["onnxruntime"] = session_plan(graph, model, target, tools)
     if "onednn" in by_name:
@@ -86,6 +93,19 @@ def candidate_plans(
     return {
         n: p for i, (n, p) in enumerate(plans.items()) if _hash(p) not in map(_hash, list(plans.values())[:i])
     }
+
+
+@dataclass(frozen=True)
+class LibrariesFirst:
+    """Results in which generated code is known only where no library was measured and right."""
+
+    results: ResultTable
+
+    def best(self, workload: Workload) -> Sequence[tuple[str, Config, Measurement]]:
+        """See :class:`wpk.planner.candidates.ResultTable`."""
+        rows = self.results.best(workload)
+        libraries = [r for r in rows if r[0] in VENDOR and r[2].ok]
+        return libraries or rows
 
 
 def model_workload(graph: Graph) -> Workload:
@@ -112,12 +132,12 @@ def measure_plans(
     whose error exceeds ``max_error``, is a failure, not an exception.
     """
     failed: dict[str, Measurement] = {}
-    runners: dict[str, Runner] = {}
+    runners: dict[str, Runner | CudaRunner] = {}
     errors: dict[str, float] = {}
     with ExitStack() as stack:
         for name, parts in plans.items():
             try:
-                runner = stack.enter_context(Runner(parts))
+                runner: Runner | CudaRunner = stack.enter_context(open_runner(parts))
                 errors[name] = (distance or _error)(runner.run(None, feeds), expected)
             except WpkError as error:
                 failed[name] = Measurement(failure="launch", detail=str(error))
@@ -173,7 +193,7 @@ def compare(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, floa
 
 
 def _interleaved(
-    runners: Mapping[str, Runner], feeds: Mapping[str, np.ndarray], options: TimingOptions
+    runners: Mapping[str, Runner | CudaRunner], feeds: Mapping[str, np.ndarray], options: TimingOptions
 ) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {n: [] for n in runners}
     start, count = perf_counter(), 0
@@ -202,11 +222,13 @@ def _open(samples: Mapping[str, list[float]]) -> bool:
     return low <= 1.0 <= high
 
 
-def _timed(runner: Runner, feeds: Mapping[str, np.ndarray]) -> float:
+def _timed(runner: Runner | CudaRunner, feeds: Mapping[str, np.ndarray]) -> float:
     """The faster of two runs after one that wakes threads and brings the plan's data back into the cache.
 
-    Before them a pause: the threads of another plan's session spin for a while after its run.
+    Before them a pause: the threads of another plan's session spin for a while after its run. On a GPU its own clock counts.
     """
+    if isinstance(runner, CudaRunner):
+        return min(runner.seconds(feeds) for _ in range(3))
     sleep(_SETTLE)
     runner.run(None, feeds)
     seconds = []

@@ -19,6 +19,8 @@ from wpk.tuning.results import ResultTable
 
 #: A provider that took this many times the best of all layouts elsewhere is tried late.
 _LIKELY = 1.25
+#: Libraries with good code for whatever they can compute.
+_VERSED = ("onednn", "cudnn", "cublaslt")
 #: Similar workloads whose configs are worth a try.
 _NEAREST = 3
 
@@ -53,14 +55,14 @@ class Experience:
     def likely(self, workload: Workload, provider: str, rivals: Sequence[Workload]) -> bool:
         """Whether ``provider`` may well be chosen for ``workload``, whose nodes could run as one of ``rivals`` instead.
 
-        By what was measured, else by rule: blocked layouts before others, generated code and oneDNN before the rest.
+        By what was measured, else by rule: blocked layouts before others, generated code and vendors' libraries before the rest.
         """
         best = min((self.seconds(w) for w in (workload, *rivals)), default=inf)
         mine = self.seconds(workload, provider)
         if best < inf and mine < inf:
             return mine <= _LIKELY * best
         plain = not any(_blocked(w) for w in (workload, *rivals))
-        return (_blocked(workload) or plain) and (not is_library(provider) or provider == "onednn")
+        return (_blocked(workload) or plain) and (not is_library(provider) or provider in _VERSED)
 
 
 def shipped() -> Experience:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -117,13 +118,20 @@ class CudaRunner:
             work = self._bound(self._places(self._feed(feeds), {}))
             return [(s.name, self._device.elapsed(work[i])) for i, s in enumerate(self.plan.steps)]
 
-    def elapsed(self, feeds: Mapping[str, Any]) -> float:
-        """Seconds of one run on the device, by its own clock, feeds and outputs staying there. Raises as :meth:`run`."""
+    def seconds(self, feeds: Mapping[str, Any]) -> float:
+        """Seconds of one run by the device's own clock, feeds and outputs staying there; where parts of the plan run in ONNX
+        Runtime, by the host's clock. Raises as :meth:`run`.
+        """
         with self._lock:
-            recordings = self._recordings(self._places(self._feed(feeds), {}))
-            if any(isinstance(r, int) for r in recordings):
-                raise UsageError(f"{self.plan.model}: parts of the plan run in ONNX Runtime on the CPU")
-            return self._device.elapsed(lambda stream: _launch(recordings, stream))
+            places = self._places(self._feed(feeds), {})
+            recordings = self._recordings(places)
+            if not self._regions:
+                return self._device.elapsed(lambda stream: _launch(recordings, stream))
+            self._device.synchronize()
+            start = perf_counter()
+            self._run_all(recordings, places)
+            self._device.synchronize()
+            return perf_counter() - start
 
     def close(self) -> None:
         """Free memory and code; wait for a call in progress. A second call does nothing."""
@@ -206,7 +214,10 @@ class CudaRunner:
 
     def _execute(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> None:
         places = self._places(inputs, outputs)
-        for recording in self._recordings(places):
+        self._run_all(self._recordings(places), places)
+
+    def _run_all(self, recordings: Sequence[Recording | int], places: Mapping[str, int]) -> None:
+        for recording in recordings:
             if isinstance(recording, int):
                 self._run_region(recording, places)
             else:
