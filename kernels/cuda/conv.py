@@ -21,13 +21,15 @@ from wpk.kernels.cuda import gemm
 from wpk.kernels.cuda.conv_shape import (
     Conv,
     conv_of,
-    copies_of,
+    copied_first,
+    copies,
     ends,
     orders,
     pack,
     product_of,
     strides_of,
     unfit,
+    vectors_of,
 )
 from wpk.kernels.cuda.nests import MOST_REGISTERS, gpu_of
 from wpk.kernels.family import Built
@@ -37,26 +39,31 @@ from wpk.search.space import Constraint, Space
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
 
 
-def space(s: Conv, gpu: Gpu) -> Space:
-    """That of a product of the same extents, and the order of the sum (``reduce``)."""
+def space(workload: Workload, gpu: Gpu) -> Space:
+    """That of a product of the same extents, the order of the sum (``reduce``), channels of a padded copy (``copy``)."""
+    s = conv_of(workload)
 
     def fits(c: Config) -> bool:
-        t = gemm.tile_of(c)
-        copies = copies_of(s, str(c["reduce"]), "float32", (t.m if s.last else t.n) * t.k, t.k) // t.threads
-        return gemm.registers(c) + 2 * copies <= MOST_REGISTERS
+        t, of = gemm.tile_of(c), conv_of(workload, int(c["copy"]))
+        vectors = vectors_of(of, str(c["reduce"]), "float32", (t.m if s.last else t.n) * t.k, t.k)
+        return gemm.registers(c) + 2 * vectors // t.threads <= MOST_REGISTERS
 
-    return with_orders(gemm.space(product_of(s, orders(s)[0]), gpu), s, fits)
+    return with_reading(gemm.space(product_of(s, orders(s)[0]), gpu), s, (0, s.c), fits)
 
 
-def with_orders(product: Space, s: Conv, fits: Constraint) -> Space:
-    """A product's space with a knob for the order of the sum, and registers for addresses of what is copied."""
-    known = orders(s)
-    limits = (*product.constraints, fits)
-    guesses = [{**c, "reduce": order} for c in product.first for order in known]
-    first = [c for c in guesses if all(limit(c) for limit in limits)]
-    likely = [c for c in first if c["reduce"] == known[0]]
-    others = [c for c in first if c["reduce"] != known[0]][:1]
-    return Space((*product.knobs, Choice("reduce", known, known[0])), limits, (*likely[:2], *others, *likely[2:]))
+def with_reading(product: Space, s: Conv, likely: tuple[int, ...], fits: Constraint) -> Space:
+    """A product's space with knobs for how the input is read; ``likely``: copies that guesses make, best first.
+
+    ``fits``: registers suffice for the addresses of what is copied.
+    """
+    known, made = orders(s), copies(s)
+    limits = (*product.constraints, fits, lambda c: c["copy"] == 0 or c["reduce"] == "kh_kwc")
+    ways = [(known[0], c) for c in likely if c in made] + [(order, 0) for order in known[1:]]
+    knobs = (*product.knobs, Choice("reduce", known, known[0]), Choice("copy", made, ways[0][1]))
+    found = [[{**c, "reduce": o, "copy": n} for c in product.first] for o, n in ways]
+    found = [[c for c in of if all(limit(c) for limit in limits)] for of in found]
+    best, *others = found
+    return Space(knobs, limits, (*best[:2], *(c for of in others for c in of[:1]), *best[2:]))
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------
@@ -68,7 +75,7 @@ class CudaConv:
 
     name: str = "cuda_conv"
     version: int = 1
-    packing: tuple[str, ...] = ("reduce",)
+    packing: tuple[str, ...] = ("reduce", "copy")
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """Float32 convolutions over two dimensions with constant weights, input and output both ROW or both NHWC."""
@@ -79,18 +86,19 @@ class CudaConv:
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""
         assert target.gpu is not None
-        return space(conv_of(workload), target.gpu)
+        return space(workload, target.gpu)
 
     def build(self, workload: Workload, config: Config, target: Target) -> Built:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""
-        s, order = conv_of(workload), str(config["reduce"])
+        s, order = conv_of(workload, int(config["copy"])), str(config["reduce"])
         p, t = product_of(s, order), gemm.tile_of(config)
         name = f"f32_conv{s.kh}x{s.kw}_{t.m}x{t.n}x{t.k}__{target.isa}"
         plan = gemm.steps(p, t, config, strides_of(s, p, order, "float32"))
+        plan += copied_first(s) if config["copy"] else []
         return Built(lower(schedule(gemm.algorithm(p, t, ends(workload, s, p, order)), plan), name), target.isa)
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
     ) -> list[np.ndarray]:
         """Weights by groups as (k, rows) in the order of the sum, padded; epilogue constants in the output's order."""
-        return pack(workload, str(config["reduce"]), constants)
+        return pack(workload, config, constants)

@@ -17,17 +17,17 @@ from wpk.core.workload import Workload
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import schedule
 from wpk.kernels.cuda import gemm_mma
-from wpk.kernels.cuda.conv import with_orders
+from wpk.kernels.cuda.conv import with_reading
 from wpk.kernels.cuda.conv_shape import (
-    Conv,
     conv_of,
-    copies_of,
+    copied_first,
     ends,
     orders,
     pack,
     product_of,
     strides_of,
     unfit,
+    vectors_of,
 )
 from wpk.kernels.cuda.nests import MOST_REGISTERS, gpu_of
 from wpk.kernels.family import Built
@@ -37,15 +37,18 @@ from wpk.search.space import Space
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
 
 
-def space(s: Conv, dtype: str, gpu: Gpu) -> Space:
-    """That of a product of the same extents, and the order of the sum (``reduce``)."""
+def space(workload: Workload, gpu: Gpu) -> Space:
+    """That of a product of the same extents, and how the input is read, as in :mod:`wpk.kernels.cuda.conv`."""
+    s, dtype = conv_of(workload), workload.inputs[0].dtype
 
     def fits(c: Config) -> bool:
-        t = gemm_mma.tile_of(c, dtype)
-        copies = copies_of(s, str(c["reduce"]), dtype, (t.m if s.last else t.n) * t.k, t.k) // t.threads
-        return gemm_mma.registers(c) + 3 * copies <= MOST_REGISTERS
+        t, of = gemm_mma.tile_of(c, dtype), conv_of(workload, int(c["copy"]))
+        vectors = vectors_of(of, str(c["reduce"]), dtype, (t.m if s.last else t.n) * t.k, t.k)
+        return gemm_mma.registers(c) + 3 * vectors // t.threads <= MOST_REGISTERS
 
-    return with_orders(gemm_mma.space(product_of(s, orders(s)[0], by_k=True), dtype, gpu), s, fits)
+    product = gemm_mma.space(product_of(s, orders(s)[0], by_k=True), dtype, gpu)
+    likely = (-(-s.c // 4) * 4, 0) if s.c % 4 else (0, s.c)
+    return with_reading(product, s, likely, fits)
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------
@@ -57,7 +60,7 @@ class CudaConvMma:
 
     name: str = "cuda_conv_mma"
     version: int = 1
-    packing: tuple[str, ...] = ("reduce",)
+    packing: tuple[str, ...] = ("reduce", "copy")
 
     def matches(self, workload: Workload, target: Target) -> str | None:
         """As CudaConv, of 16-bit floats, or float32 with ``precision="tf32"``."""
@@ -70,18 +73,19 @@ class CudaConvMma:
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""
         assert target.gpu is not None
-        return space(conv_of(workload), workload.inputs[0].dtype, target.gpu)
+        return space(workload, target.gpu)
 
     def build(self, workload: Workload, config: Config, target: Target) -> Built:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""
-        s, order, dtype = conv_of(workload), str(config["reduce"]), workload.inputs[0].dtype
+        s, order, dtype = conv_of(workload, int(config["copy"])), str(config["reduce"]), workload.inputs[0].dtype
         p, t = product_of(s, order, by_k=True), gemm_mma.tile_of(config, dtype)
         name = f"{TYPES[dtype][1]}_conv{s.kh}x{s.kw}_mma_{t.m}x{t.n}x{t.k}__{target.isa}"
         plan = gemm_mma.steps(p, t, config, dtype, strides_of(s, p, order, dtype))
+        plan += copied_first(s) if config["copy"] else []
         return Built(lower(schedule(gemm_mma.algorithm(p, t, ends(workload, s, p, order)), plan), name), target.isa)
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
     ) -> list[np.ndarray]:
         """Weights by groups as (rows, k) in the order of the sum, padded; epilogue constants in the output's order."""
-        return pack(workload, str(config["reduce"]), constants, by_k=True)
+        return pack(workload, config, constants, by_k=True)

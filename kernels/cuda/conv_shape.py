@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from itertools import count
+from math import gcd, prod
 
 import numpy as np
 
+from wpk.core.result import Config
 from wpk.core.tensor import DTYPE_BYTES
 from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Axis, Stage
 from wpk.dsl.ir import Buffer, Const, Expr, Load, Select, wrap
+from wpk.dsl.schedule import Bind, Split, Step
 from wpk.kernels.cuda.eltwise import in_rows
-from wpk.kernels.cuda.nests import width_of
+from wpk.kernels.cuda.nests import fuse_all, width_of
 from wpk.kernels.cuda.operands import GpuOperands
 from wpk.kernels.cuda.product import Ends, batch_axes, staged
 from wpk.kernels.epilogue import ZERO, padded
@@ -77,8 +80,17 @@ class Conv:
         return self.pw > 0 or (self.ow - 1) * self.sw + (self.kw - 1) * self.dw >= self.w
 
 
-def conv_of(workload: Workload) -> Conv:
-    """The numbers of a conv workload."""
+def conv_of(workload: Workload, copy: int = 0) -> Conv:
+    """The numbers of a conv workload; those on a padded copy of the input with ``copy`` channels, if any."""
+    s = _as_given(workload)
+    if copy == 0:
+        return s
+    s = replace(s, c=copy, h=(s.oh - 1) * s.sh + (s.kh - 1) * s.dh + 1, ph=0, pw=0)
+    row = (s.ow - 1) * s.sw * copy + run_of(s, "kh_kwc")[1]
+    return replace(s, w=next(w for w in count(-(-row // copy)) if w * copy % 8 == 0))
+
+
+def _as_given(workload: Workload) -> Conv:
     x, y = workload.inputs[0], workload.outputs[0]
     (n, c, h, w), (k, _, kh, kw), (oh, ow) = x.shape, workload.inputs[1].shape, y.shape[2:]
     strides, pads, last = workload.ints("strides"), workload.ints("pads"), y.layout == "NHWC"
@@ -87,6 +99,14 @@ def conv_of(workload: Workload) -> Conv:
         oh, ow = h, w
     (sh, sw), (dh, dw), groups = strides, workload.ints("dilations"), int(workload.attr("group"))  # type: ignore[arg-type]
     return Conv(n, c, h, w, k, oh, ow, kh, kw, sh, sw, pads[0], pads[1], dh, dw, groups, last)
+
+
+def copies(s: Conv) -> tuple[int, ...]:
+    """Channels that a padded copy of the input may have, where rows of it are read whole; 0: no copy."""
+    if "kh_kwc" not in orders(s) or not (s.outside_h or s.outside_w):
+        return (0,)
+    wide = (-(-s.c // 4) * 4, -(-s.c // 8) * 8) if s.c < 8 else ()
+    return tuple(sorted({0, s.c, *wide}))
 
 
 # --- THE ORDER OF THE SUM -----------------------------------------------------------------------------------------------
@@ -127,12 +147,13 @@ def strides_of(s: Conv, p: Product, order: str, dtype: str) -> tuple[int, int]:
     """What vectors of a and b are multiples of in memory: as :func:`wpk.kernels.cuda.gemm.steps` wants them."""
     weights = padded_weights(p, s, dtype)[-1]
     if s.last:
-        whole = all(n % 8 == 0 for n in (s.c, s.cg, run_of(s, order)[0]))
-        return (8 if whole else 4 if s.c % 4 == 0 == s.cg % 4 else 2 if s.c % 2 == 0 == s.cg % 2 else 1), weights
+        whole = order == "kh_kwc" and not s.outside_w
+        pieces = (s.sw * s.c, s.w * s.c, run_of(s, order)[1]) if whole else (s.c, s.cg)
+        return gcd(*pieces), weights
     return weights, (s.w if s.h == 1 and (s.kw, s.sw) == (1, 1) and not s.outside_w else 1)
 
 
-def copies_of(s: Conv, order: str, dtype: str, elements: int, tile_k: int) -> int:
+def vectors_of(s: Conv, order: str, dtype: str, elements: int, tile_k: int) -> int:
     """Vectors that so many elements of the input's tile are copied in, by steps of ``tile_k``."""
     stride = strides_of(s, product_of(s, order), order, dtype)[not s.last]
     return elements // width_of(stride, *((tile_k,) if s.last else ()), bytes_each=DTYPE_BYTES[dtype])
@@ -148,17 +169,40 @@ def input_buffer(s: Conv, order: str, dtype: str) -> Buffer:
     return Buffer("x", (s.n, s.h, s.w * s.c) if order == "kh_kwc" else (s.n, s.h, s.w, s.c), dtype)
 
 
+def padded_copy(s: Conv, own: Conv, dtype: str) -> Stage:
+    """xp[image, row, pixel and channel] = the input where there is some, 0 around it; ``own`` are the workload's numbers."""
+    n, h, j = Axis("n", s.n), Axis("h", s.h), Axis("j", s.w * s.c)
+    column, c = j.var // s.c, j.var % s.c
+    at = j.var - own.pw * own.c if s.c == own.c else (column - own.pw) * own.c + c
+    inside = _within(c < own.c, h.var - own.ph, own.h)
+    inside = _within(inside, column - own.pw, own.w)
+    return Stage("xp", (n, h, j), Select(inside, Load("x", (n.var, h.var - own.ph, at)), ZERO), dtype=dtype)
+
+
+def copied_first(s: Conv, threads: int = 256) -> list[Step]:
+    """The kernel that makes the padded copy: a thread for each element."""
+    fuse, one = fuse_all("xp", ("n", "h", "j"), "job")
+    return [
+        *fuse, Split("xp", one, threads, "block", "element", "guard"),
+        Bind("xp", "block", "block.x"), Bind("xp", "element", "thread"),
+    ]  # fmt: skip
+
+
 def staged_input(
-    name: str, s: Conv, p: Product, order: str, k_axes: tuple[Axis, Axis], rows: int, dtype: str
+    name: str, tensor: str, s: Conv, p: Product, order: str, k_axes: tuple[Axis, Axis], rows: int, dtype: str
 ) -> Stage:
-    """``name[batch, kb, ki, pixel]`` = what the pixel multiplies with the k-th weights, 0 outside the input."""
+    """``name[batch, kb, ki, pixel]`` = what the pixel multiplies with the k-th weights, 0 outside the input.
+
+    Weights beyond the innermost part of the sum are zero. A copy is read there as it is, the input may not have it.
+    """
     batch, axis = batch_axes(p), Axis("m" if s.last else "n", rows)
     k, pixel = k_axes[0].var * k_axes[1].extent + k_axes[1].var, axis.var
     image, at = _pixel(s, batch, pixel)
     kh, kw, c, run = _taps(s, order, k)
     row, column = at[0] * s.sh + kh * s.dh - s.ph, at[1] * s.sw + kw * s.dw - s.pw
     inside: Expr = (pixel < (s.n if s.last else 1) * s.pixels) & (k < p.k)
-    inside = inside & (run < run_of(s, order)[0]) if run_of(s, order)[0] < run_of(s, order)[1] else inside
+    if tensor == "x" and run_of(s, order)[0] < run_of(s, order)[1]:
+        inside = inside & (run < run_of(s, order)[0])
     inside = _within(inside, row, s.h) if s.outside_h else inside
     channel = batch[-1].var * s.cg + c if s.groups > 1 else c
     if order == "kh_kwc":
@@ -168,7 +212,7 @@ def staged_input(
         index = (image, row, column, channel) if s.last else (image, channel, row, column)
     if s.outside_w:
         inside = _within(inside, column, s.w * s.c if order == "kh_kwc" else s.w)
-    return Stage(name, (*batch, *k_axes, axis), Select(inside, Load("x", index), ZERO), dtype=dtype)
+    return Stage(name, (*batch, *k_axes, axis), Select(inside, Load(tensor, index), ZERO), dtype=dtype)
 
 
 def _pixel(s: Conv, batch: tuple[Axis, ...], pixel: Expr) -> tuple[Expr, tuple[Expr, Expr]]:
@@ -210,6 +254,8 @@ def packed_weights(weights: np.ndarray, s: Conv, p: Product, order: str, dtype: 
     axes = {"kh_kwc": (0, 3, 4, 2, 1), "kh_kw_c": (0, 3, 4, 2, 1), "c_kh_kw": (0, 2, 3, 4, 1)}[order]
     run, wide = run_of(s, order)
     shape = padded_weights(p, s, dtype)
+    given = weights.shape[1]
+    weights = np.pad(weights, ((0, 0), (0, s.cg - given), (0, 0), (0, 0))) if given < s.cg else weights
     apart = weights.reshape(s.groups, s.kg, s.cg, s.kh, s.kw).transpose(axes).reshape(s.groups, -1, run, s.kg)
     full = np.zeros((s.groups, apart.shape[1], wide, s.kg), weights.dtype)
     full[:, :, :run] = apart
@@ -234,9 +280,11 @@ def operands_of(workload: Workload, s: Conv) -> GpuOperands:
     return GpuOperands(replace(view, inputs=inputs), 2, groups)
 
 
-def pack(workload: Workload, order: str, constants: Sequence[np.ndarray], by_k: bool = False) -> list[np.ndarray]:
+def pack(
+    workload: Workload, config: Config, constants: Sequence[np.ndarray], by_k: bool = False
+) -> list[np.ndarray]:
     """Weights as the kernel reads them, epilogue constants in the output's order."""
-    s = conv_of(workload)
+    s, order = conv_of(workload, int(config["copy"])), str(config["reduce"])
     p = product_of(s, order, by_k)
     rest = [c.reshape(padded(c.shape)) for c in constants[1:]]
     rest = [np.ascontiguousarray(np.moveaxis(c, 1, -1)) for c in rest] if s.last else rest
@@ -250,10 +298,12 @@ def ends(workload: Workload, s: Conv, p: Product, order: str) -> Ends:
     operands, batch = operands_of(workload, s), batch_axes(p)
     weights = Buffer("w", padded_weights(p, s, dtype), dtype)
     shape = (s.n * s.pixels, s.k) if s.last else (s.n, s.k, s.pixels)
-    params = (input_buffer(s, order, dtype), weights, *operands.buffers(), Buffer("out", shape, result, access="out"))
+    own = conv_of(workload)
+    copied = s != own
+    params = (input_buffer(own, order, dtype), weights, *operands.buffers(), Buffer("out", shape, result, access="out"))
 
     def of_input(name: str, k: tuple[Axis, Axis], rows: int) -> Stage:
-        return staged_input(name, s, p, order, k, rows, dtype)
+        return staged_input(name, "xp" if copied else "x", s, p, order, k, rows, dtype)
 
     def of_weights(name: str, row: str, k: tuple[Axis, Axis], rows: int) -> Stage:
         extents, by_k = (p.b_batch, p.trans_b) if s.last else (p.a_batch, not p.trans_a)
@@ -266,7 +316,8 @@ def ends(workload: Workload, s: Conv, p: Product, order: str) -> Ends:
         return Stage("out", place, operands.value(acc, place_of), None, index, where, result)
 
     if s.last:
-        return Ends("conv", params, lambda k, n: of_input("as", k, n), lambda k, n: of_weights("bs", "n", k, n), out)
+        before = (padded_copy(s, own, dtype),) if copied else ()
+        return Ends("conv", params, lambda k, n: of_input("as", k, n), lambda k, n: of_weights("bs", "n", k, n), out, before)
     return Ends("conv", params, lambda k, n: of_weights("as", "m", k, n), lambda k, n: of_input("bs", k, n), out)
 
 
@@ -300,5 +351,5 @@ def unfit(workload: Workload, dtypes: Sequence[str]) -> str | None:
 
 
 __all__ = [
-    "Conv", "conv_of", "copies_of", "ends", "orders", "pack", "product_of", "strides_of", "unfit",
+    "Conv", "conv_of", "copied_first", "copies", "ends", "orders", "pack", "product_of", "strides_of", "unfit", "vectors_of",
 ]  # fmt: skip

@@ -23,7 +23,7 @@ class Ends:
     """Where the operands of a product come from and where it goes.
 
     ``a`` and ``b`` are padded operands ``as`` and ``bs`` [*batch, kb, ki, row], given the axes of k and the padded extent of
-    rows. ``out`` makes the stage that writes the sum at (*batch, m, n), over the axes given.
+    rows. ``out`` makes the stage that writes the sum at (*batch, m, n), over the axes given. ``before`` are stages they read.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Ends:
     a: Callable[[tuple[Axis, Axis], int], Stage]
     b: Callable[[tuple[Axis, Axis], int], Stage]
     out: Callable[[Expr, tuple[Expr, ...], tuple[Axis, ...]], Stage]
+    before: tuple[Stage, ...] = ()
 
 
 def ends(workload: Workload, p: Product) -> Ends:
@@ -81,7 +82,7 @@ def summed(
     """``stages``, the sum of ``product`` over k (in parts that a second sum adds, where k is split), and the output."""
     split = (k.ks,) if k.ks.extent > 1 else ()
     index = tuple(x.var for x in place)
-    stages = [*stages, Stage("acc", (*split, *place), product, Reduce("+", (k.ko, k.ki)))]
+    stages = [*e.before, *stages, Stage("acc", (*split, *place), product, Reduce("+", (k.ko, k.ki)))]
     acc = Load("acc", index)
     if split:
         stages.append(Stage("part", (k.ks, *place), Load("acc", (k.ks.var, *index))))

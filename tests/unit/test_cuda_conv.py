@@ -13,7 +13,7 @@ from test_family_conv import conv
 
 from wpk.dsl.codegen.cuda import emit
 from wpk.kernels.cuda.conv import CudaConv
-from wpk.kernels.cuda.conv_shape import conv_of, orders
+from wpk.kernels.cuda.conv_shape import conv_of, copies, orders
 from wpk.kernels.cuda.gemm import tile_of
 
 FAMILY = CudaConv()
@@ -51,7 +51,14 @@ def test_every_order_of_the_sum(layout: str) -> None:
     for name in ("padded", "stem", "odd"):
         w = CASES[name](layout)
         for order in orders(conv_of(w)):
-            check(FAMILY, w, {**FAMILY.space(w, H200).default(), "reduce": order, "tile_k": 8})
+            check(FAMILY, w, {**FAMILY.space(w, H200).default(), "reduce": order, "copy": 0, "tile_k": 8})
+
+
+@pytest.mark.parametrize("name", ["stem", "odd", "padded", "batch"])
+def test_padded_copies(name: str) -> None:
+    w = CASES[name]("NHWC")
+    for copy in copies(conv_of(w))[1:]:
+        check(FAMILY, w, {**FAMILY.space(w, H200).default(), "reduce": "kh_kwc", "copy": copy, "tile_k": 8})
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

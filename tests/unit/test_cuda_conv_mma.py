@@ -11,6 +11,7 @@ from test_family_conv import conv
 
 from wpk.dsl.codegen.cuda import emit
 from wpk.kernels.cuda.conv_mma import CudaConvMma
+from wpk.kernels.cuda.conv_shape import conv_of, copies
 
 FAMILY = CudaConvMma()
 LAYOUTS = ("NHWC", "ROW")
@@ -31,6 +32,14 @@ def test_the_text_convolves(name: str, layout: str) -> None:
         space = FAMILY.space(w, H200)
         for config in (space.default(), space.sample(rng)):
             check(FAMILY, w, config)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["stem", "padded"])
+def test_padded_copies(name: str, dtype: str) -> None:
+    w = in_dtype(CASES[name]("NHWC"), dtype)
+    for copy in copies(conv_of(w))[1:]:
+        check(FAMILY, w, {**FAMILY.space(w, H200).default(), "reduce": "kh_kwc", "copy": copy})
 
 
 @pytest.mark.parametrize(("layout", "dtype"), [("NHWC", "float16"), ("ROW", "float32")])
