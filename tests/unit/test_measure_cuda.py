@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -112,3 +113,15 @@ def test_tolerances_of_rounded_operands_do_not_grow_with_the_sum() -> None:
     assert tolerance("float16", 10) == tolerance("float16", 10000) < 5e-3
     assert tolerance("tf32", 64) < 5e-3 < tolerance("bfloat16", 64) < 0.04
     assert np.isclose(tolerance("float32", 100), 32 * 1.2e-7)
+
+
+def test_finals_asked_for_beside_each_other_take_turns(measurer: Measurer) -> None:
+    """The tuner asks for several tasks' finals at once where there are slots: each gets its own answers."""
+    shapes = [product(8 + 4 * i, 16, 24) for i in range(3)]
+    assert measurer.slots >= 1
+
+    def final(w: Workload) -> bool:
+        return all(m.ok for m in measurer.measure_again(w, [(GEMM, {**small_config(), "tile_m": 1})], rounds=1))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(final, shapes))

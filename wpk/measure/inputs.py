@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -74,14 +75,16 @@ class Inputs:
     def __init__(self, folder: Folder, oracle: Oracle, seed: int) -> None:
         self._folder, self._oracle, self._seed = folder, oracle, seed
         self._kept: OrderedDict[Workload, Prepared] = OrderedDict()
+        self._lock = Lock()
 
     def of(self, workload: Workload) -> Prepared:
-        """Inputs and answers of a workload. Raises StorageError, and what the oracle raises."""
-        if workload not in self._kept:
-            self._make_room()
-            self._kept[workload] = self._prepare(workload)
-        self._kept.move_to_end(workload)
-        return self._kept[workload]
+        """Inputs and answers of a workload. Safe to call from many threads. Raises StorageError, and what the oracle raises."""
+        with self._lock:
+            if workload not in self._kept:
+                self._make_room()
+                self._kept[workload] = self._prepare(workload)
+            self._kept.move_to_end(workload)
+            return self._kept[workload]
 
     def _prepare(self, workload: Workload) -> Prepared:
         arrays = random_inputs(workload, self._seed)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -73,7 +74,9 @@ class _Built:
 
 
 class Measurer:
-    """Measures on this machine. Owns a worker process and a folder of arrays; close it, or use it as a context manager."""
+    """Measures on this machine, one candidate at a time, whoever asks. Owns a worker process and a folder of arrays; close it,
+    or use it as a context manager.
+    """
 
     def __init__(
         self, target: Target, backend: Backend, oracle: Oracle | None = None, options: MeasureOptions | None = None
@@ -87,6 +90,7 @@ class Measurer:
         self._told: Prepared | None = None
         self._builders = ThreadPoolExecutor(max(self.options.jobs, 1))
         self._using: set[object] = set()  # one for each batch under way
+        self._turn = Lock()
 
     def __enter__(self) -> Measurer:
         return self
@@ -249,19 +253,20 @@ class Measurer:
         return self._ask(request, prepared, limits)
 
     def _ask(self, request: Message, prepared: Prepared, limits: Limits) -> Message:
-        try:
-            if self._process is None:
-                self._process = start(self._backend.worker, self._folder.path)
-            if self._told is not prepared:
-                ask(self._process, prepared.message, Limits(60.0, 1 << 40))
-                self._told = prepared
-            reply = ask(self._process, request, limits)
-            if reply.get("fatal"):
+        with self._turn:  # the finals of several tasks are asked for beside each other where there are slots
+            try:
+                if self._process is None:
+                    self._process = start(self._backend.worker, self._folder.path)
+                if self._told is not prepared:
+                    ask(self._process, prepared.message, Limits(60.0, 1 << 40))
+                    self._told = prepared
+                reply = ask(self._process, request, limits)
+                if reply.get("fatal"):
+                    self._end_worker()
+                return reply
+            except BaseException:
                 self._end_worker()
-            return reply
-        except BaseException:
-            self._end_worker()
-            raise
+                raise
 
     def _end_worker(self) -> None:
         if self._process is not None:
