@@ -86,7 +86,7 @@ def test_dimensions_collapse() -> None:
         (eltwise("add(in0,in1)", tensor(4, 3), tensor(4, 3), tensor(2)), "does not broadcast"),
         (eltwise("relu(in0)", tensor(4, 16, 2, 2), tensor(4, 16, 2, 2, layout=B16)), "the output ROW"),
         (eltwise("add(in0,in1)", *[tensor(1, 16, 2, 2, layout=B16)] * 2, tensor(1, 16, 2, 2)), "the output NCHW16c"),
-        (eltwise("relu(in0)", tensor(4), TensorType("int64", (4,))), "int64"),
+        (eltwise("relu(in0)", tensor(4), TensorType("uint16", (4,))), "uint16"),
     ],
 )
 def test_declines(workload: Workload, reason: str) -> None:
@@ -97,3 +97,12 @@ def test_small_tensors_stay_on_one_thread() -> None:
     small, large = tensor(1, 16, 4, 4), tensor(1, 64, 112, 112)
     assert configs_of(Eltwise(), eltwise("relu(in0)", small, small), 0)[0]["parallel"] == "serial"
     assert configs_of(Eltwise(), eltwise("relu(in0)", large, large), 0)[0]["parallel"] != "serial"
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "bool"])
+def test_integers_are_read_as_float32(dtype: str) -> None:
+    mask, x = TensorType(dtype, (2, 1, 37)), tensor(2, 3, 37)
+    workload = eltwise("where(in0,in1,mul(sub(1.0,in0),-7.5))", x, mask, x)
+    rng = np.random.default_rng(2)
+    feeds = [rng.integers(0, 2, mask.shape).astype(dtype), rng.standard_normal(x.shape, np.float32)]
+    check_family(Eltwise(), workload, lambda w, f: evaluate(w.epilogue, None, f), feeds=feeds)

@@ -120,7 +120,8 @@ class SinkView:
             if view is None or view.op != "view" or draft.types[value] != draft.types[node.outputs[0]]:
                 continue
             maker = draft.maker(view.inputs[0])
-            if maker is not None and maker.op in ANCHORS:
+            changes = draft.types[view.inputs[0]] != draft.types[value]
+            if maker is not None and maker.op in ANCHORS and changes:
                 yield node, view
 
     def check(self, draft: Draft, match: Match) -> str | None:
@@ -136,7 +137,22 @@ class SinkView:
                 return (
                     f"operand {value!r} of shape {shape} has no equal in the shape {before} before the view"
                 )
+            if value != view.outputs[0] and (rival := self._rival(draft, view, value)):
+                return f"{rival!r}, which makes {value!r}, takes it in"
         return None
+
+    @staticmethod
+    def _rival(draft: Draft, view: Node, value: str) -> str | None:
+        """The node behind ``value`` that has the better claim to the eltwise; else the two would take turns for ever."""
+        mine, theirs = draft.maker(view.inputs[0]), draft.maker(value)
+        while theirs is not None and theirs.op == "view":
+            theirs = draft.maker(theirs.inputs[0])
+        if mine is None or theirs is None or theirs.op not in ANCHORS or draft.shared(theirs.outputs[0]):
+            return None
+        if draft.types[theirs.outputs[0]] == draft.types[view.inputs[0]]:
+            return None
+        claims = [(ANCHORS.index(n.op), -draft.rank[n.name], n.name) for n in (mine, theirs)]
+        return theirs.name if claims[1] < claims[0] else None
 
     def rewrite(self, draft: Draft, match: Match) -> None:
         """Move the view behind the eltwise; operands of the output's shape get a view too."""

@@ -1,0 +1,119 @@
+"""Spelled-out normalizations become one node where they are one; a graph that cannot settle would hang here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graph_build import make, node, normal, ops, optimized
+
+EPS = {"eps": np.array(1e-5, np.float32), "one": np.array(1.0, np.float32), "two": np.array(2.0, np.float32)}
+
+
+def spelled(quotient: str, square: str, axes: list[int], centred: bool = True) -> onnx.ModelProto:
+    """A normalization of x[2, 3, 8] with scale and bias."""
+    d = "d" if centred else "x"
+    nodes = [node("ReduceMean", ["x"], ["m"], axes=axes), node("Sub", ["x", "m"], ["d"])] if centred else []
+    nodes.append(node("Pow", [d, "two"], ["s"]) if square == "pow" else node("Mul", [d, d], ["s"]))
+    nodes += [node("ReduceMean", ["s"], ["v"], axes=axes), node("Add", ["v", "eps"], ["e"]), node("Sqrt", ["e"], ["r"])]
+    if quotient == "div":
+        nodes.append(node("Div", [d, "r"], ["n"]))
+    else:
+        nodes.append(node("Reciprocal", ["r"], ["q"]) if quotient == "recip" else node("Div", ["one", "r"], ["q"]))
+        nodes.append(node("Mul", ["q", d], ["n"]))
+    nodes += [node("Mul", ["n", "gain"], ["g"]), node("Add", ["g", "bias"], ["y"])]
+    return make(nodes, {"x": [2, 3, 8]}, ["y"], {**EPS, "gain": normal(8), "bias": normal(8, seed=1)}, opset=13)
+
+
+@pytest.mark.parametrize("quotient", ["div", "recip", "one"])
+@pytest.mark.parametrize("square", ["pow", "mul"])
+@pytest.mark.parametrize("centred", [True, False])
+def test_spelled_out_norms(quotient: str, square: str, centred: bool, tmp_path: Path) -> None:
+    graph = optimized(spelled(quotient, square, [-1], centred), tmp_path)
+    assert ops(graph) == ["norm"] and str(graph.nodes[0].epilogue) == "add(mul(acc,in1),in2)"
+    assert graph.nodes[0].attr("kind") == ("layer" if centred else "rms") and graph.nodes[0].attr("axis") == 2
+
+
+def test_two_axes_and_what_is_none(tmp_path: Path) -> None:
+    assert "norm" in ops(optimized(spelled("div", "mul", [1, 2]), tmp_path))
+    trace: list[str] = []
+    graph = optimized(spelled("div", "mul", [1]), tmp_path, trace=trace)
+    assert "norm" not in ops(graph) and any("expected the last ones" in line for line in trace)
+
+
+def test_statistics_that_others_read_stay(tmp_path: Path) -> None:
+    model = spelled("div", "mul", [-1])
+    model.graph.output.append(onnx.ValueInfoProto(name="m"))
+    assert sorted(ops(optimized(model, tmp_path))) == ["norm", "reduce"]
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize("op", ["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"])
+@pytest.mark.parametrize(("axes", "keep"), [([1], 1), ([0, 2], 0), ([1, 2], 1), (None, 0)])
+def test_reductions(op: str, axes: list[int] | None, keep: int, opset: int, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"keepdims": keep}
+    constants = {}
+    if axes and (opset >= 18 or op == "ReduceSum"):
+        constants["a"] = np.array(axes)
+    elif axes:
+        given["axes"] = axes
+    model = make([node(op, ["x", *constants], ["y"], **given)], {"x": [2, 3, 8]}, ["y"], constants, opset=opset)
+    found = ops(optimized(model, tmp_path))
+    assert "region" not in found and found.count("reduce") == (2 if axes == [0, 2] else 1)
+
+
+def test_the_norms_of_onnx(tmp_path: Path) -> None:
+    constants = {"s": normal(8), "b": normal(8, seed=1)}
+    model = make([node("LayerNormalization", ["x", "s", "b"], ["y"])], {"x": [2, 3, 8]}, ["y"], constants)
+    assert ops(optimized(model, tmp_path)) == ["norm"]
+    varying = make([node("LayerNormalization", ["x", "s"], ["y"], axis=1)], {"x": [2, 3, 8], "s": [3, 8]}, ["y"])
+    assert ops(optimized(varying, tmp_path)) == ["norm", "eltwise"]
+    images = {"s": normal(3), "b": normal(3, seed=1)}
+    model = make([node("InstanceNormalization", ["x", "s", "b"], ["y"])], {"x": [2, 3, 4, 4]}, ["y"], images)
+    assert ops(optimized(model, tmp_path)) == ["view", "norm", "view", "eltwise"]
+
+
+def test_gelu_is_one_epilogue(tmp_path: Path) -> None:
+    constants = {"w": normal(4, 6), "b": normal(6), "r": np.array(2**0.5, np.float32), "half": np.array(0.5, np.float32)}
+    nodes = [
+        node("MatMul", ["x", "w"], ["p"]), node("Add", ["p", "b"], ["h"]), node("Div", ["h", "r"], ["q"]),
+        node("Erf", ["q"], ["e"]), node("Add", ["e", "one"], ["f"]), node("Mul", ["h", "f"], ["g"]),
+        node("Mul", ["g", "half"], ["y"]),
+    ]  # fmt: skip
+    graph = optimized(make(nodes, {"x": [3, 4]}, ["y"], {**constants, "one": np.ones((), np.float32)}), tmp_path)
+    assert ops(graph) == ["gemm"] and "erf" in str(graph.nodes[0].epilogue)
+
+
+def test_two_products_of_other_shapes_do_not_take_turns(tmp_path: Path) -> None:
+    """Each could take the sum in if the other gave up its shape."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["p"]), node("MatMul", ["a", "b"], ["q"]), node("Reshape", ["q", "s"], ["r"]),
+        node("Add", ["p", "r"], ["y"]),
+    ]  # fmt: skip
+    constants = {"w": normal(4, 6), "b": normal(2, 4, 3), "s": np.array([2, 3, 6])}
+    graph = optimized(make(nodes, {"x": [2, 3, 4], "a": [2, 6, 4]}, ["y"], constants), tmp_path)
+    assert sorted(ops(graph)) == ["gemm", "matmul", "view", "view", "view"]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gather_by_one_index_is_a_part(axis: int, tmp_path: Path) -> None:
+    model = make([node("Gather", ["x", "i"], ["y"], axis=axis)], {"x": [3, 4, 5]}, ["y"], {"i": np.array(-1)})
+    assert ops(optimized(model, tmp_path)) == ["split", "view"]
+    model = make([node("Gather", ["x", "i"], ["y"], axis=axis)], {"x": [3, 4, 5]}, ["y"], {"i": np.array([[2, -1], [0, 0]])})
+    assert ops(optimized(model, tmp_path)) == ["gather"]
+
+
+def test_expand_and_where(tmp_path: Path) -> None:
+    constants = {"s": np.array([2, 3, 4]), "c": np.array([True, False, True, False]), "zero": np.zeros((), np.float32)}
+    nodes = [node("Expand", ["x", "s"], ["e"]), node("Where", ["c", "e", "zero"], ["y"])]
+    graph = optimized(make(nodes, {"x": [3, 1]}, ["y"], constants), tmp_path)
+    assert ops(graph) == ["eltwise"]
+
+
+def test_a_condition_may_be_computed(tmp_path: Path) -> None:
+    nodes = [node("Less", ["x", "z"], ["c"]), node("Where", ["c", "x", "z"], ["y"])]
+    graph = optimized(make(nodes, {"x": [3, 4]}, ["y"], {"z": np.zeros((), np.float32)}), tmp_path)
+    assert ops(graph) == ["region", "eltwise"]
