@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from wpk.core.target import Target
 from wpk.core.tensor import DTYPE_BYTES
+from wpk.dsl.estimate import estimate
 from wpk.dsl.footprint import LINE, Access, Leaf, Loop, Nest, walk
 from wpk.dsl.gridfacts import GRID_NAMES, grid_facts
 from wpk.dsl.ir import Kernel
@@ -29,8 +30,13 @@ _LANES = {"avx512": 16, "avx2": 8, "neon": 4, "scalar": 1}
 _REGISTERS = {"avx512": 32, "avx2": 16, "neon": 32, "scalar": 16}
 #: Cycles until a multiply-add can be added to, and that an iteration of a loop costs by itself.
 _LATENCY, _TURN = 4.0, 1.2
+#: Cycles of a load, two at a time; more than half of one, for their operands rarely come without any conflict.
+_LOAD = 0.65
 #: How an access meets the vector: neighbouring elements, one for all lanes, or elements apart.
 _MANNERS = ("vector", "broadcast", "apart")
+
+#: What is summed up over leaves.
+_SUMMED = ("fma", "other", "loads", "stores", "apart", "split", "scalar", "guards")
 
 Array = NDArray[np.float64]
 Totals = dict[str, float]
@@ -47,6 +53,7 @@ class _Cost:
     stores: float = 0.0
     apart: float = 0.0
     split: float = 0.0
+    hints: float = 0.0
     chain: float = 0.0
     scalar: float = 0.0
     guards: float = 0.0
@@ -58,7 +65,7 @@ class _Cost:
     @property
     def cycles(self) -> float:
         """The slowest of the ports, no less than the chain of additions."""
-        ports = max((self.fma + self.other) / 2, (self.loads + self.split) / 2 + self.apart / 2, self.stores)
+        ports = max((self.fma + self.other) / 2, (self.loads + self.split + self.hints) * _LOAD + self.apart / 2, self.stores)
         return max(ports, self.chain) + self.guards
 
 
@@ -73,11 +80,15 @@ def kernel_facts(kernel: Kernel, isa: str, target: Target) -> Totals:
     nest = walk(kernel)
     lanes = _LANES.get(isa, 1)
     costs = [_cost(leaf, lanes) for leaf in nest.leaves]
+    _prefetch(nest, costs)
     memory = _Memory(nest)
     totals = _totals(nest, costs, memory, isa, target)
     leading = max(costs, key=lambda c: c.cycles, default=None)
     levels = _levels(leading, memory, target) if leading else {}
-    found = {**totals, **levels, **grid_facts(nest, target)}
+    counts, shares = totals
+    grid = grid_facts(nest, target)
+    rough = estimate({**counts, **shares, **grid}, target)
+    found = {"estimate": rough, **{k: log2(v + 1) for k, v in counts.items()}, **shares, **levels, **grid}
     return {name: found.get(name, 0.0) for name in NAMES}
 
 
@@ -88,10 +99,13 @@ def _cost(leaf: Leaf, lanes: int) -> _Cost:
     """Instructions of a leaf, loads shared in the straight code counted once."""
     block = leaf.block
     vector = next((x for x in block if x.kind == "vector"), None)
+    outside = float(leaf.times(len(leaf.loops) - len(block)))
+    if vector is None and not block and (plain := _vectorizable(leaf)):
+        vector, outside = plain, outside / plain.trip
     width = vector.trip if vector else 1
     pieces = -(-width // lanes)
     unrolled = [x for x in block if x.kind == "unroll"]
-    straight, outside = prod(x.trip for x in unrolled), float(leaf.times(len(leaf.loops) - len(block)))
+    straight = prod(x.trip for x in unrolled)
     cost = _Cost(leaf, straight=straight * pieces, filled=width / (pieces * lanes))
     issued = outside * straight * pieces
     cost.fma, cost.other = issued * leaf.work.fma, issued * (leaf.work.other + leaf.work.conditions)
@@ -99,11 +113,29 @@ def _cost(leaf: Leaf, lanes: int) -> _Cost:
     for access in leaf.accesses:
         _charge(cost, access, unrolled, vector, pieces, outside, leaf.reduces)
     if leaf.reduces and leaf.target.buffer.scope == "register":
-        own = prod(x.trip for x in unrolled if leaf.target.moves(x.var)) * (pieces if _manner(leaf.target, vector) == "vector" else 1)
+        lanewise = pieces if _manner(leaf.target, vector) == "vector" else 1
+        own = prod(x.trip for x in unrolled if leaf.target.moves(x.var)) * lanewise
         cost.accumulators = float(own)
         cost.chain = outside * straight * pieces / own * _LATENCY
     cost.scalar = issued if vector is None else 0.0
     return cost
+
+
+def _vectorizable(leaf: Leaf) -> Loop | None:
+    """The innermost loop, where a C compiler will make vectors of it: neighbours are stored, neighbours or one element loaded."""
+    loop = leaf.loops[-1] if leaf.loops else None
+    if loop is None or loop.kind != "serial" or leaf.target.strides(loop.var) != 1:
+        return None
+    return loop if all(abs(a.strides(loop.var)) in (0, 1) for a in leaf.accesses) else None
+
+
+def _prefetch(nest: Nest, costs: Sequence[_Cost]) -> None:
+    """Hints take the ports of loads: those of the leaf they are made for, the one with most work inside the loops around."""
+    for path, _ in nest.prefetches:
+        around = tuple(x for x in path if x.kind != "unroll")
+        inside = [c for c in costs if c.leaf.loops[: len(around)] == around]
+        if inside:
+            max(inside, key=lambda c: c.cycles).hints += prod(x.trip for x in path)
 
 
 def _charge(
@@ -203,9 +235,10 @@ def _paths(loops: Sequence[Loop]) -> list[str]:
 # Totals
 
 
-def _totals(nest: Nest, costs: Sequence[_Cost], memory: _Memory, isa: str, target: Target) -> Totals:
+def _totals(nest: Nest, costs: Sequence[_Cost], memory: _Memory, isa: str, target: Target) -> tuple[Totals, Totals]:
+    """Counts as they are, and shares."""
     cycles, balanced = _balanced(nest, costs, target)
-    sums = {k: sum(getattr(c, k) for c in costs) for k in ("fma", "other", "loads", "stores", "apart", "split", "scalar", "guards")}
+    sums = {k: float(sum(getattr(c, k) for c in costs)) for k in _SUMMED}
     leading = max(costs, key=lambda c: c.cycles)
     straight = sum(c.straight for c in costs)
     turns = sum(prod(x.trip for x in p) for p, _ in nest.loops if p[-1].kind not in ("unroll", "vector"))
@@ -219,7 +252,8 @@ def _totals(nest: Nest, costs: Sequence[_Cost], memory: _Memory, isa: str, targe
         "traffic_l1": moved["l1"], "traffic_l2": moved["l2"], "traffic_l3": moved["l3"],
         "touched": float(memory.body(())), "barriers": float(nest.barriers),
         "workspace_shared": _held(nest, "shared"), "workspace_thread": _held(nest, "thread"),
-        "prefetches": float(sum(n for n, _ in nest.prefetches)), "registers": registers,
+        "prefetches": float(sum(prod(x.trip for x in p) for p, _ in nest.prefetches)),
+        "wasted": _wasted(nest, traffic["l1"]), "registers": registers,
         "spilled": max(registers - most, 0.0) * (leading.leaf.times() / max(leading.straight, 1)),
         "lead_straight": leading.straight, "lead_accumulators": leading.accumulators, "lead_cycles": leading.cycles,
         "leaves": float(len(costs)), **_parallel(nest, target),
@@ -233,12 +267,12 @@ def _totals(nest: Nest, costs: Sequence[_Cost], memory: _Memory, isa: str, targe
         "turns_per_cycle": turns / max(cycles, 1.0), "filled": leading.filled, "imbalance": balanced / max(cycles, 1.0),
         "l1_per_cycle": moved["l1"] / max(cycles, 1.0), "l2_per_cycle": moved["l2"] / max(cycles, 1.0),
         "l3_per_cycle": moved["l3"] / max(cycles, 1.0), "full": registers / most,
-        "locality": max((p for _, p in nest.prefetches), default=-1) + 1.0, "lanes": log2(_LANES.get(isa, 1)),
+        "locality": max((p.locality for _, p in nest.prefetches), default=-1) + 1.0, "lanes": log2(_LANES.get(isa, 1)),
         "lead_loads_per_fma": leading.loads / max(leading.fma + leading.other, 1.0),
         "lead_split": leading.split / max(leading.loads, 1.0), "lead_chain": leading.chain / max(leading.cycles, 1.0),
         "lead_full": float(leading.accumulators + leading.held + 1) / most,
     }  # fmt: skip
-    return {**{k: log2(v + 1) for k, v in counts.items()}, **shares}
+    return counts, shares
 
 
 def _balanced(nest: Nest, costs: Sequence[_Cost], target: Target) -> tuple[float, float]:
@@ -263,6 +297,14 @@ def _uneven(loops: Sequence[Loop], target: Target) -> float:
     chunks = -(-outer.trip // outer.grain)
     rounds = -(-chunks // target.threads)
     return min(rounds * outer.grain, outer.trip) * target.threads / outer.trip
+
+
+def _wasted(nest: Nest, traffic: Mapping[str, float]) -> float:
+    """Prefetches of lines that are near already."""
+    hints: dict[str, float] = defaultdict(float)
+    for path, hint in nest.prefetches:
+        hints[hint.buffer] += prod(x.trip for x in path)
+    return sum(max(n - traffic.get(buffer, 0.0) / LINE, 0.0) for buffer, n in hints.items())
 
 
 def _parallel(nest: Nest, target: Target) -> Totals:
@@ -312,9 +354,10 @@ def _levels(cost: _Cost, memory: _Memory, target: Target) -> Totals:
 
 def _names() -> tuple[str, ...]:
     totals = (
-        *(f"n_{k}" for k in ("fma", "other", "loads", "stores", "apart", "split", "scalar", "guards")),
+        "estimate", *(f"n_{k}" for k in _SUMMED),
         "cycles", "balanced", "turns", "straight", "traffic_l1", "traffic_l2", "traffic_l3", "touched", "barriers",
-        "workspace_shared", "workspace_thread", "prefetches", "registers", "spilled", "lead_straight", "lead_accumulators",
+        "workspace_shared", "workspace_thread", "prefetches", "wasted", "registers", "spilled", "lead_straight",
+        "lead_accumulators",
         "lead_cycles", "leaves", "regions", "chunks", "chunks_all", "share_lead", "share_chain", "share_other", "loads_per_fma",
         "stores_per_fma", "turns_per_cycle", "filled", "imbalance", "l1_per_cycle", "l2_per_cycle", "l3_per_cycle", "full",
         "locality", "lanes", "lead_loads_per_fma", "lead_split", "lead_chain", "lead_full",

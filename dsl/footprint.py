@@ -152,7 +152,7 @@ class Nest:
 
     leaves: list[Leaf] = field(default_factory=list)
     buffers: list[tuple[tuple[Loop, ...], Buffer]] = field(default_factory=list)
-    prefetches: list[tuple[int, int]] = field(default_factory=list)  # (times, locality)
+    prefetches: list[tuple[tuple[Loop, ...], Prefetch]] = field(default_factory=list)
     loops: list[tuple[tuple[Loop, ...], int]] = field(default_factory=list)  # (path to and with a loop, statement)
     barriers: int = 0
 
@@ -182,7 +182,7 @@ class _Walk:
             case Store():
                 self.store(stmt, loops, guards)
             case Prefetch():
-                self.nest.prefetches.append((prod(x.trip for x in loops), stmt.locality))
+                self.nest.prefetches.append((loops, stmt))
             case Invoke():
                 self.body(expand(stmt), loops, guards)
             case Barrier():
@@ -289,7 +289,7 @@ def _form(e: Expr, trips: Mapping[str, int]) -> tuple[float, dict[str, float]]:
         case Select():
             a, b = _form(e.a, trips), _form(e.b, trips)
             return a[0], {**b[1], **a[1]}
-    return 0.0, {v: 1.0 for v in _variables(e)}
+    return 0.0, dict.fromkeys(_variables(e), 1.0)
 
 
 def _divided(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wpk.core.result import Config, config_key
 from wpk.core.target import Target
@@ -14,6 +15,7 @@ from wpk.core.workload import Workload
 from wpk.dsl.codegen.c import emit
 from wpk.dsl.codegen.cstyle import identifier
 from wpk.dsl.codegen.cuda import emit as emit_cuda
+from wpk.dsl.features import kernel_features
 from wpk.dsl.verify import verify
 from wpk.kernels.family import Built, Family
 from wpk.providers.protocol import Code, Source, Support
@@ -65,6 +67,11 @@ class GeneratedProvider:
         return Code(
             "kernel", source, inplace=built.inplace, accuracy=str(getattr(self.family, "accuracy", ""))
         )
+
+    def features(self, workload: Workload, config: Config, target: Target) -> NDArray[np.float64]:
+        """(wpk.dsl.features.FEATURES,) numbers of the kernel of one config, for cost models. Raises InvalidConfig."""
+        built = self.family.build(workload, config, target)
+        return kernel_features(built.kernel, built.isa, target)
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
