@@ -45,7 +45,7 @@ def space(workload: Workload, gpu: Gpu) -> Space:
 
     def fits(c: Config) -> bool:
         t, of = gemm.tile_of(c), conv_of(workload, int(c["copy"]))
-        vectors = vectors_of(of, str(c["reduce"]), "float32", (t.m if s.last else t.n) * t.k, t.k)
+        vectors = vectors_of(of, str(c["reduce"]), "float32", (t.m if s.last else t.n) * t.k * t.slices, t.k)
         return gemm.registers(c) + 2 * vectors // t.threads <= MOST_REGISTERS
 
     return with_reading(gemm.space(product_of(s, orders(s)[0]), gpu), s, (0, s.c), fits)

@@ -43,7 +43,7 @@ def space(workload: Workload, gpu: Gpu) -> Space:
 
     def fits(c: Config) -> bool:
         t, of = gemm_mma.tile_of(c, dtype), conv_of(workload, int(c["copy"]))
-        vectors = vectors_of(of, str(c["reduce"]), dtype, (t.m if s.last else t.n) * t.k, t.k)
+        vectors = vectors_of(of, str(c["reduce"]), dtype, (t.m if s.last else t.n) * t.k * t.slices, t.k)
         return gemm_mma.registers(c) + 3 * vectors // t.threads <= MOST_REGISTERS
 
     product = gemm_mma.space(product_of(s, orders(s)[0], by_k=True), dtype, gpu)

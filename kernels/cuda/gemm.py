@@ -67,6 +67,7 @@ class Tile:
     lanes_m: int
     k: int
     split: int
+    slices: int = 1
 
     @property
     def m(self) -> int:
@@ -81,7 +82,7 @@ class Tile:
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return self.threads_m * self.threads_n
+        return self.threads_m * self.threads_n * self.slices
 
 
 def tile_of(c: Config) -> Tile:
@@ -91,7 +92,7 @@ def tile_of(c: Config) -> Tile:
     return Tile(
         tile_m // vector_m, int(c["warps_m"]) * lanes_m, vector_m,
         tile_n // vector_n, int(c["warps_n"]) * (WARP // lanes_m), vector_n,
-        lanes_m, int(c["tile_k"]), int(c["split_k"]),
+        lanes_m, int(c["tile_k"]), int(c["split_k"]), int(c["slices"]),
     )  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def algorithm(p: Product, t: Tile, e: Ends) -> Algorithm:
     batch = batch_axes(p)
     m_axes, m = _split_axis("m", p.m, (t.groups_m, t.threads_m, t.vector_m))
     n_axes, n = _split_axis("n", p.n, (t.groups_n, t.threads_n, t.vector_n))
-    k = k_axes(p.k, t.k, t.split)
+    k = k_axes(p.k, t.k, t.split, t.slices)
     a_at, b_at = batch_index(batch, p.a_batch), batch_index(batch, p.b_batch)
     stages = [
         e.a((k.kb, k.ki), m_axes[0].extent * t.m),
@@ -145,6 +146,7 @@ def space(p: Product, gpu: Gpu) -> Space:
         Ordered("warps_n", (1, 2, 4, 8), 1),
         Ordered("tile_k", tuple(k for k in (4, 8, 16, 32, 64) if k == 4 or k < 2 * p.k), 8 if p.k >= 8 else 4),
         Ordered("split_k", tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s == 1 or 2 * s <= steps), 1),
+        Ordered("slices", tuple(s for s in (1, 2, 4, 8) if s == 1 or 2 * s <= steps), 1),
         Ordered("pad", (0, 4), 4),
         Choice("rows", ("kept", "turned"), "kept"),
         Ordered("stages", (1, 2, 3, 4), 2),
@@ -161,13 +163,13 @@ def limits_of(p: Product, gpu: Gpu) -> tuple[Constraint, ...]:
     """What makes a config buildable, and not plainly wasteful."""
     return (
         lambda c: registers(c) <= MOST_REGISTERS,
-        lambda c: 32 <= int(c["warps_m"]) * int(c["warps_n"]) * WARP <= 512,
-        lambda c: int(c["min_blocks"]) * int(c["warps_m"]) * int(c["warps_n"]) * WARP * registers(c) <= gpu.registers_per_sm,
+        lambda c: int(c["warps_m"]) * int(c["warps_n"]) * int(c["slices"]) * WARP <= 512,
+        lambda c: int(c["min_blocks"]) * tile_of(c).threads * registers(c) <= gpu.registers_per_sm,
         lambda c: not_too_large(p.m, rows_of(c)),
         lambda c: not_too_large(p.n, columns_of(c)),
         lambda c: int(c["min_blocks"]) * shared_bytes(c) <= min(gpu.shared_per_block, gpu.shared_per_sm),
         lambda c: int(c["unroll_k"]) <= int(c["tile_k"]) and int(c["tile_m"]) * int(c["tile_n"]) * int(c["unroll_k"]) <= 2048,
-        lambda c: int(c["split_k"]) * int(c["tile_k"]) <= p.k or int(c["split_k"]) == 1,
+        lambda c: int(c["split_k"]) * int(c["slices"]) * int(c["tile_k"]) <= p.k or int(c["split_k"]) * int(c["slices"]) == 1,
         lambda c: grouped_rows(p, c) % int(c["group"]) == 0,
     )  # fmt: skip
 
@@ -183,7 +185,8 @@ def shared_bytes(c: Config) -> int:
     """Shared memory of a block."""
     k, pad = int(c["tile_k"]), int(c["pad"])
     one = max((k + pad) * (rows_of(c) + columns_of(c)), k * (rows_of(c) + columns_of(c) + 2 * pad))
-    return int(c["stages"]) * (4 * one + 256)
+    joined = 4 * rows_of(c) * columns_of(c) if int(c["slices"]) > 1 else 0
+    return int(c["slices"]) * (int(c["stages"]) * (4 * one + 256) + joined)
 
 
 def rows_of(c: Config) -> int:
@@ -207,7 +210,7 @@ def grouped_rows(p: Product, c: Config) -> int:
 
 
 def first_configs(p: Product, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[Constraint, ...]) -> tuple[Config, ...]:
-    """Guesses: tiles from large to small, each with the split of k that shall take least time; best first."""
+    """Guesses: tiles from large to small, each with the parts of k that shall take least time; best first."""
     base: Config = {k.name: k.default for k in knobs}
     allowed = {k.name: k.values for k in knobs}
     shapes = (
@@ -220,7 +223,8 @@ def first_configs(p: Product, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[C
             **base, "tile_m": tile_m, "tile_n": tile_n, "lanes_m": lanes, "warps_m": warps_m, "warps_n": warps_n,
             "tile_k": max(int(k) for k in allowed["tile_k"] if int(k) <= 16),
         }  # fmt: skip
-        found += cheapest([{**tile, "split_k": s} for s in allowed["split_k"]], lambda c: cost(p, gpu, c), limits)
+        parts = [{**tile, "split_k": s, "slices": n} for s in allowed["split_k"] for n in allowed["slices"]]
+        found += cheapest(parts, lambda c: cost(p, gpu, c), limits)
     return tuple(sorted(found, key=lambda c: cost(p, gpu, c)))
 
 
@@ -235,7 +239,7 @@ def cost(p: Product, gpu: Gpu, c: Config) -> float:
     resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
     m, n = int(c["tile_m"]), int(c["tile_n"])
     rate = 128 / (0.3 + max(1, 3 * (m + n) / (m * n)))  # a vector from shared memory takes as long as three vectors of products
-    return cycles(p, gpu, Block(t.m, t.n, t.k, t.split, t.threads, resident, rate, 4 * (t.m + t.n), 0))
+    return cycles(p, gpu, Block(t.m, t.n, t.k * t.slices, t.split, t.threads, resident, rate, 4 * (t.m + t.n), 0, t.slices))
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
@@ -250,11 +254,13 @@ def steps(p: Product, t: Tile, c: Config, strides: tuple[int, int] | None = None
     batch = tuple(f"b{i}" for i in range(len(p.batch)))
     unroll, depth, by_rows = int(c["unroll_k"]), int(c["stages"]), c["rows"] == "kept"
     a_kept, b_kept = by_rows and not p.trans_a, by_rows and p.trans_b
+    parts = part_axes(t.split, t.slices)
     plan = block_tile(first, batch, t, c)
+    plan += joined_slices(first, batch, t) if t.slices > 1 else []
     plan += [
-        ComputeAt("acc", first, "thread", "register"),
+        ComputeAt("acc", "slice" if t.slices > 1 else first, "thread", "register"),
         Split("acc", "ki", unroll, "ki_o", "ki_u"),
-        Reorder("acc", (*(("ks",) if t.split > 1 else ()), *batch, "mb", "nb", "mt", "nt", "ko", "ki_o", "ki_u",
+        Reorder("acc", (*parts, *batch, "mb", "nb", "mt", "nt", "ko", "ki_o", "ki_u",
                         "mg", "mv", "ng", "nv")),
         *(Unroll("acc", x) for x in ("ki_u", "mg", "mv", "ng", "nv")),
         ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
@@ -289,9 +295,8 @@ def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[S
     slow, fast = ("mb", "nb") if c["order"] == "mn" else ("nb", "mb")
     plan: list[Step] = [
         Split(stage, slow, int(c["group"]), "slow_o", "slow_i", "guard"),
-        Split(stage, "mt", t.lanes_m, "mw", "ml", "guard"),
-        Split(stage, "nt", WARP // t.lanes_m, "nw", "nl", "guard"),
-        Reorder(stage, (*batch, *(("ks",) if t.split > 1 else ()), "slow_o", fast, "slow_i", "mw", "nw", "ml", "nl",
+        *lanes(stage, t),
+        Reorder(stage, (*batch, *part_axes(t.split), "slow_o", fast, "slow_i", "mw", "nw", "ml", "nl",
                         "mg", "mv", "ng", "nv")),
     ]  # fmt: skip
     blocks, block = fuse_all(stage, ("slow_o", fast, "slow_i"), "tile")
@@ -305,15 +310,41 @@ def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[S
     return [*plan, *(Unroll(stage, x) for x in ("mg", "mv", "ng")), Vectorize(stage, "nv")]
 
 
+def lanes(stage: str, t: Tile) -> list[Step]:
+    """Threads of a tile as warps and lanes."""
+    return [Split(stage, "mt", t.lanes_m, "mw", "ml", "guard"), Split(stage, "nt", WARP // t.lanes_m, "nw", "nl", "guard")]
+
+
+def part_axes(split: int, slices: int = 1) -> tuple[str, ...]:
+    """Axes of the parts of k."""
+    return (*(("ks",) if split > 1 else ()), *(("kp",) if slices > 1 else ()))
+
+
+def joined_slices(stage: str, batch: tuple[str, ...], t: Tile) -> list[Step]:
+    """A block's slices of k: warps for each, whose sums the first of them add through shared memory, in order."""
+    split, tile = part_axes(t.split), ("mb", "nb", "mt", "nt")
+    threads, thread = fuse_all("slice", ("kp", "mw", "nw", "ml", "nl"), "thread")
+    return [
+        ComputeAt("slice", stage, "tile", "block"), *lanes("slice", t),
+        Reorder("slice", (*split, *batch, "mb", "nb", "kp", "mw", "nw", "ml", "nl", "mg", "mv", "ng", "nv")),
+        *threads, Bind("slice", thread, "thread"), *(Unroll("slice", x) for x in ("mg", "mv", "ng")), Vectorize("slice", "nv"),
+        StoreAs("slice", (*split, *batch, "kp", "mb", "nb", "mg", "mv", "ng", "mt", "nt", "nv")),
+        ComputeAt("joint", stage, "thread", "register"),
+        Reorder("joint", (*split, *batch, *tile, "mg", "mv", "ng", "kp", "nv")),
+        *(Unroll("joint", x) for x in ("mg", "mv", "ng", "kp")), Vectorize("joint", "nv"),
+    ]  # fmt: skip
+
+
 def staged_copy(
     stage: str, row: str, batches: int, stride: int, rows_in_memory: bool, rows: int, kept: bool, t: Tile, c: Config
 ) -> list[Step]:
     """All threads copy a tile to shared memory, in vectors along the dimension that is contiguous in device memory."""
     outer = (*(f"b{i}" for i in range(batches)), "kb")
+    first, rest = (outer[:-1], ("kb",)) if t.slices > 1 else (outer, ())
     along, other, extent = (row, "ki", rows) if rows_in_memory else ("ki", row, t.k)
     width = width_of(stride, extent)
     return [
-        *copied(stage, outer, (other,), along, width, t.threads),
+        *copied(stage, first, (*rest, other), along, width, t.threads),
         StoreAs(stage, (*outer, row, "ki") if kept else (*outer, "ki", row), pad=("ki" if kept else row, int(c["pad"]))),
     ]
 
@@ -339,7 +370,7 @@ class CudaGemm:
     """Matrix product of ROW matrices in float32; see the module's docstring. ``op`` is ``gemm`` or ``matmul``."""
 
     name: str = "cuda_gemm"
-    version: int = 1
+    version: int = 2
     op: str = "gemm"
     packing: tuple[str, ...] = ()
 

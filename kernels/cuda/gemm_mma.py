@@ -34,7 +34,7 @@ from wpk.dsl.schedule import (
     Vectorize,
     schedule,
 )
-from wpk.kernels.cuda.gemm import cheapest, row_lengths
+from wpk.kernels.cuda.gemm import cheapest, part_axes, row_lengths
 from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
 from wpk.kernels.cuda.operands import GpuOperands, as_float32
 from wpk.kernels.cuda.product import (
@@ -72,6 +72,7 @@ class Tile:
     k: int
     step: int
     split: int
+    slices: int = 1
 
     @property
     def m(self) -> int:
@@ -86,7 +87,7 @@ class Tile:
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return self.warps_m * self.warps_n * WARP
+        return self.warps_m * self.warps_n * self.slices * WARP
 
 
 def tile_of(c: Config, dtype: str) -> Tile:
@@ -94,7 +95,7 @@ def tile_of(c: Config, dtype: str) -> Tile:
     size = DTYPE_BYTES[dtype]
     return Tile(
         int(c["warps_m"]), int(c["warps_n"]), int(c["rows"]), int(c["columns"]),
-        int(c["bytes_k"]) // size, STEP_BYTES // size, int(c["split_k"]),
+        int(c["bytes_k"]) // size, STEP_BYTES // size, int(c["split_k"]), int(c["slices"]),
     )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def algorithm(p: Product, t: Tile, e: Ends) -> Algorithm:
     batch = batch_axes(p)
     m_axes, m = fragment_axes("m", "bwihg", p.m, (t.warps_m, t.rows, 2, 8))
     n_axes, n = fragment_axes("n", "bwiqv", p.n, (t.warps_n, t.columns, 4, 2))
-    k = k_axes(p.k, t.k, t.split)
+    k = k_axes(p.k, t.k, t.split, t.slices)
     stages = [e.a((k.kb, k.ki), m_axes[0].extent * t.m), e.b((k.kb, k.ki), n_axes[0].extent * t.n)]
     a, b = Load("as", (*batch_index(batch, p.a_batch), *k.at, m)), Load("bs", (*batch_index(batch, p.b_batch), *k.at, n))
     return summed(e, stages, a * b, k, (*batch, *m_axes, *n_axes), (*(x.var for x in batch), m, n))
@@ -136,6 +137,7 @@ def space(p: Product, dtype: str, gpu: Gpu) -> Space:
         Ordered("columns", (1, 2, 4, 8, 16), 4),
         Ordered("bytes_k", tuple(b for b in (32, 64, 128, 256) if b == 32 or b < 2 * row_bytes), 64 if row_bytes > 32 else 32),
         Ordered("split_k", tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if s == 1 or s * 64 <= row_bytes), 1),
+        Ordered("slices", tuple(s for s in (1, 2, 4, 8) if s == 1 or s * 64 <= row_bytes), 1),
         Ordered("stages", (1, 2, 3, 4, 5, 6), 3),
         Choice("swizzle", (True, False), True),
         Choice("order", ("mn", "nm"), "nm"),
@@ -150,11 +152,12 @@ def limits_of(p: Product, dtype: str, gpu: Gpu) -> tuple[Constraint, ...]:
     """What makes a config buildable, and not plainly wasteful."""
     return (
         lambda c: registers(c) <= MOST_REGISTERS,
-        lambda c: int(c["min_blocks"]) * int(c["warps_m"]) * int(c["warps_n"]) * WARP * registers(c) <= gpu.registers_per_sm,
+        lambda c: tile_of(c, dtype).threads <= 512,
+        lambda c: int(c["min_blocks"]) * tile_of(c, dtype).threads * registers(c) <= gpu.registers_per_sm,
         lambda c: int(c["warps_m"]) * int(c["rows"]) * 16 < max(2 * p.m, 17),
         lambda c: int(c["warps_n"]) * int(c["columns"]) * 8 < max(2 * p.n, 9),
         lambda c: int(c["min_blocks"]) * shared_bytes(c) <= min(gpu.shared_per_block, gpu.shared_per_sm),
-        lambda c: int(c["split_k"]) * int(c["bytes_k"]) <= p.k * DTYPE_BYTES[dtype] or int(c["split_k"]) == 1,
+        lambda c: parts_of(c) * int(c["bytes_k"]) <= p.k * DTYPE_BYTES[dtype] or parts_of(c) == 1,
         lambda c: slow_tiles(p, c) % int(c["group"]) == 0,
     )  # fmt: skip
 
@@ -167,8 +170,14 @@ def registers(c: Config) -> int:
 
 def shared_bytes(c: Config) -> int:
     """Shared memory of a block, with padding at its worst."""
-    rows = 16 * int(c["rows"]) * int(c["warps_m"]) + 8 * int(c["columns"]) * int(c["warps_n"])
-    return max(int(c["stages"]), 1) * (rows * (int(c["bytes_k"]) + 32) + 32 * int(c["bytes_k"]) + 256)
+    m, n = 16 * int(c["rows"]) * int(c["warps_m"]), 8 * int(c["columns"]) * int(c["warps_n"])
+    staged = int(c["stages"]) * ((m + n) * (int(c["bytes_k"]) + 32) + 32 * int(c["bytes_k"]) + 256)
+    return int(c["slices"]) * (staged + (4 * m * n if int(c["slices"]) > 1 else 0))
+
+
+def parts_of(c: Config) -> int:
+    """Parts of k, of all blocks and in them."""
+    return int(c["split_k"]) * int(c["slices"])
 
 
 def slow_tiles(p: Product, c: Config) -> int:
@@ -181,7 +190,7 @@ def slow_tiles(p: Product, c: Config) -> int:
 def first_configs(
     p: Product, dtype: str, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[Constraint, ...]
 ) -> tuple[Config, ...]:
-    """Guesses: tiles from large to small, each with the split of k that shall take least time; best first."""
+    """Guesses: tiles from large to small, each with the parts of k that shall take least time; best first."""
     base: Config = {k.name: k.default for k in knobs}
     allowed = {k.name: k.values for k in knobs}
     deep = max(int(b) for b in allowed["bytes_k"] if int(b) <= 128)
@@ -195,7 +204,8 @@ def first_configs(
             **base, "warps_m": warps_m, "warps_n": warps_n, "rows": rows, "columns": columns, "bytes_k": deep,
             "stages": 4 if deep <= 64 else 3,
         }  # fmt: skip
-        found += cheapest([{**tile, "split_k": s} for s in allowed["split_k"]], lambda c: cost(p, dtype, gpu, c), limits)
+        parts = [{**tile, "split_k": s, "slices": n} for s in allowed["split_k"] for n in allowed["slices"]]
+        found += cheapest(parts, lambda c: cost(p, dtype, gpu, c), limits)
     return tuple(sorted(found, key=lambda c: cost(p, dtype, gpu, c)))
 
 
@@ -204,9 +214,9 @@ def cost(p: Product, dtype: str, gpu: Gpu, c: Config) -> float:
     t, size = tile_of(c, dtype), DTYPE_BYTES[dtype]
     resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
     read = t.threads // WARP * (16 * t.rows + 8 * t.columns) * size
-    return cycles(
-        p, gpu, Block(t.m, t.n, t.k, t.split, t.threads, resident, RATE_BYTES / size, (t.m + t.n) * size, read)
-    )
+    copied = (t.m + t.n) * size
+    block = Block(t.m, t.n, t.k * t.slices, t.split, t.threads, resident, RATE_BYTES / size, copied, read // t.slices, t.slices)
+    return cycles(p, gpu, block)
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
@@ -219,14 +229,15 @@ def steps(p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] |
     """
     first = "part" if t.split > 1 else "out"
     batch = tuple(f"b{i}" for i in range(len(p.batch)))
-    split = ("ks",) if t.split > 1 else ()
+    parts = part_axes(t.split, t.slices)
     instr = mma(dtype, t.rows, t.columns, p.trans_a, not p.trans_b)
     plan = block_tile(first, batch, t, c)
+    plan += joined_slices(first, batch, t) if t.slices > 1 else []
     plan += [
-        ComputeAt("acc", first, "thread", "register"),
-        StoreAs("acc", (*split, *batch, "mb", "mw", "mg", "nb", "nw", "nq", "mi", "ni", "mh", "nv")),
+        ComputeAt("acc", "slice" if t.slices > 1 else first, "thread", "register"),
+        StoreAs("acc", (*parts, *batch, "mb", "mw", "mg", "nb", "nw", "nq", "mi", "ni", "mh", "nv")),
         Split("acc", "ki", t.step, "kk", "kl", "guard"),
-        Reorder("acc", (*split, *batch, "mb", "mw", "mg", "nb", "nw", "nq", "ko", "kk", "kl", "mi", "mh", "ni", "nv")),
+        Reorder("acc", (*parts, *batch, "mb", "mw", "mg", "nb", "nw", "nq", "ko", "kk", "kl", "mi", "mh", "ni", "nv")),
         *(Unroll("acc", x) for x in ("kk", "mi", "mh", "ni", "nv")), Tensorize("acc", "kl", instr.name),
         ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
         *([Pipeline("acc", "ko", int(c["stages"]))] if int(c["stages"]) > 1 else []),
@@ -240,7 +251,7 @@ def steps(p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] |
 def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[Step]:
     """Tiles and splits of k to blocks, ``group`` rows of tiles at a time; warps and lanes to threads."""
     slow, fast = ("mb", "nb") if c["order"] == "mn" else ("nb", "mb")
-    split = ("ks",) if t.split > 1 else ()
+    split = part_axes(t.split)
     plan: list[Step] = [
         Split(stage, slow, int(c["group"]), "slow_o", "slow_i", "guard"),
         Reorder(stage, (*batch, *split, "slow_o", fast, "slow_i", "mw", "nw", "mg", "nq", "mi", "mh", "ni", "nv")),
@@ -255,11 +266,27 @@ def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[S
     return [*plan, *(Unroll(stage, x) for x in ("mi", "mh", "ni")), Vectorize(stage, "nv")]
 
 
+def joined_slices(stage: str, batch: tuple[str, ...], t: Tile) -> list[Step]:
+    """A block's slices of k: warps for each, whose sums the first of them add through shared memory, in order."""
+    split, tile = part_axes(t.split), ("mb", "nb", "mw", "nw", "mg", "nq")
+    threads, thread = fuse_all("slice", ("kp", "mw", "nw", "mg", "nq"), "thread")
+    return [
+        ComputeAt("slice", stage, "tile", "block"),
+        Reorder("slice", (*split, *batch, "mb", "nb", "kp", "mw", "nw", "mg", "nq", "mi", "mh", "ni", "nv")),
+        *threads, Bind("slice", thread, "thread"), *(Unroll("slice", x) for x in ("mi", "mh", "ni")), Vectorize("slice", "nv"),
+        StoreAs("slice", (*split, *batch, "kp", "mb", "nb", "mw", "nw", "mi", "mh", "ni", "mg", "nq", "nv")),
+        ComputeAt("joint", stage, "thread", "register"),
+        Reorder("joint", (*split, *batch, *tile, "mi", "mh", "ni", "kp", "nv")),
+        *(Unroll("joint", x) for x in ("mi", "mh", "ni", "kp")), Vectorize("joint", "nv"),
+    ]  # fmt: skip
+
+
 def staged_tile(
     stage: str, row: str, batches: int, stride: int, turned: bool, rows: int, t: Tile, c: Config, dtype: str
 ) -> list[Step]:
     """All threads copy a tile in the order of device memory: rows of k, or (``turned``) rows of m or n."""
     outer = (*(f"b{i}" for i in range(batches)), "kb")
+    first, rest = (outer[:-1], ("kb",)) if t.slices > 1 else (outer, ())
     size = DTYPE_BYTES[dtype]
     along, other, extent = (row, "ki", rows) if turned else ("ki", row, t.k)
     by_words = turned and size == 4  # read element by element: eight columns of four rows
@@ -267,7 +294,7 @@ def staged_tile(
     pad = 0 if swizzle else 8 if by_words else 16 // size
     width = width_of(stride, extent, bytes_each=size)
     return [
-        *copied(stage, outer, (other,), along, width, t.threads),
+        *copied(stage, first, (*rest, other), along, width, t.threads),
         StoreAs(stage, (*outer, other, along), pad=(along, pad) if pad else None, swizzle=swizzle),
     ]
 
@@ -301,7 +328,7 @@ class CudaGemmMma:
     """Matrix product of ROW matrices on tensor cores; see the module's docstring. ``op`` is ``gemm`` or ``matmul``."""
 
     name: str = "cuda_gemm_mma"
-    version: int = 1
+    version: int = 2
     op: str = "gemm"
     packing: tuple[str, ...] = ()
 

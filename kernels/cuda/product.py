@@ -60,35 +60,54 @@ def batch_axes(p: Product) -> tuple[Axis, ...]:
 
 @dataclass(frozen=True)
 class Steps:
-    """Axes of k: splits, steps of a split, what a step takes, steps of all; ``at``: (step of all, element of it)."""
+    """Axes of k: splits, slices of a block, steps of a slice, what it takes of k, steps of all; ``at``: (step of all, element).
+
+    Slices of a block take turns, so that at each step of theirs they read one piece of k together.
+    """
 
     ks: Axis
+    kp: Axis
     ko: Axis
     ki: Axis
     kb: Axis
     at: tuple[Expr, Expr]
 
 
-def k_axes(k: int, tile: int, split: int) -> Steps:
-    """The axes of ``k`` by steps of ``tile`` in ``split`` parts."""
-    steps = -(-k // (tile * split))
-    ks, ko, ki, kb = Axis("ks", split), Axis("ko", steps), Axis("ki", tile), Axis("kb", split * steps)
-    return Steps(ks, ko, ki, kb, (ks.var * steps + ko.var if split > 1 else ko.var, ki.var))
+def k_axes(k: int, tile: int, split: int, slices: int = 1) -> Steps:
+    """The axes of ``k`` by steps of ``tile`` in ``split`` parts, each of as many ``slices``."""
+    steps = -(-k // (tile * split * slices))
+    ks, kp, ko, ki = Axis("ks", split), Axis("kp", slices), Axis("ko", steps), Axis("ki", tile)
+    step = ks.var * steps + ko.var if split > 1 else ko.var
+    at = step * slices + kp.var if slices > 1 else step
+    return Steps(ks, kp, ko, ki, Axis("kb", split * steps * slices), (at, ki.var))
 
 
 def summed(
     e: Ends, stages: list[Stage], product: Expr, k: Steps, place: tuple[Axis, ...], at: tuple[Expr, ...]
 ) -> Algorithm:
-    """``stages``, the sum of ``product`` over k (in parts that a second sum adds, where k is split), and the output."""
-    split = (k.ks,) if k.ks.extent > 1 else ()
-    index = tuple(x.var for x in place)
-    stages = [*e.before, *stages, Stage("acc", (*split, *place), product, Reduce("+", (k.ko, k.ki)))]
-    acc = Load("acc", index)
+    """``stages``, the sum of ``product`` over k, and the output.
+
+    Slices of k are added by a block (``slice`` → ``joint``), splits by a second kernel (``part`` → ``total``).
+    """
+    split, slices = (k.ks,) if k.ks.extent > 1 else (), (k.kp,) if k.kp.extent > 1 else ()
+    stages = [*e.before, *stages, Stage("acc", (*split, *slices, *place), product, Reduce("+", (k.ko, k.ki)))]
+    last = "acc"
+    if slices:
+        stages.append(_same("slice", last, (*split, *slices, *place)))
+        stages.append(_same("joint", "slice", (*split, *slices, *place), k.kp))
+        last = "joint"
     if split:
-        stages.append(Stage("part", (k.ks, *place), Load("acc", (k.ks.var, *index))))
-        stages.append(Stage("total", place, Load("part", (k.ks.var, *index)), Reduce("+", (k.ks,))))
-        acc = Load("total", index)
+        stages.append(_same("part", last, (*split, *place)))
+        stages.append(_same("total", "part", (*split, *place), k.ks))
+        last = "total"
+    acc = Load(last, tuple(x.var for x in place))
     return Algorithm(e.name, e.params, (*stages, e.out(acc, at, place)))
+
+
+def _same(name: str, source: str, axes: tuple[Axis, ...], over: Axis | None = None) -> Stage:
+    """What another stage has along the same axes, added over one of them."""
+    value = Load(source, tuple(x.var for x in axes))
+    return Stage(name, tuple(x for x in axes if x is not over), value, Reduce("+", (over,)) if over else None)
 
 
 def operand_buffers(p: Product, dtype: str = "float32") -> tuple[Buffer, Buffer]:
@@ -119,7 +138,7 @@ def staged(
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a product, as its time is estimated: tile (``k`` of a step), splits, threads, blocks a multiprocessor holds.
+    """A block of a product, as its time is estimated: tile (``k``: a step of all slices), splits, threads; blocks held at once.
 
     ``rate``: multiply-adds of a multiprocessor in a cycle. Bytes for each k: ``copied`` to shared memory, ``read`` from it.
     """
@@ -133,6 +152,7 @@ class Block:
     rate: float
     copied: int
     read: int
+    slices: int = 1
 
 
 def cycles(p: Product, gpu: Gpu, b: Block) -> float:
@@ -149,7 +169,8 @@ def cycles(p: Product, gpu: Gpu, b: Block) -> float:
     work = max(b.m * b.n / b.rate * (1 + 1 / warps), b.copied / 40, b.read / 128)
     waiting = -(-mine // b.resident) * (1500 + 100 * steps)
     parts = 8 * b.split * prod(p.batch) * p.m * p.n / (30 * gpu.sms) + 3000
-    return mine * depth * work + waiting + (parts if b.split > 1 else 0)
+    joined = mine * b.slices * b.m * b.n / 16 + 300 if b.slices > 1 else 0
+    return mine * depth * work + waiting + joined + (parts if b.split > 1 else 0)
 
 
 def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -> int:

@@ -22,7 +22,7 @@ from wpk.settings import shipped_target
 Golden = Callable[[str, str], None]
 
 TILE: Config = {
-    "tile_m": 4, "tile_n": 4, "lanes_m": 4, "warps_m": 1, "warps_n": 2, "tile_k": 16, "split_k": 1, "pad": 4,
+    "tile_m": 4, "tile_n": 4, "lanes_m": 4, "warps_m": 1, "warps_n": 2, "tile_k": 16, "split_k": 1, "slices": 1, "pad": 4,
     "rows": "turned", "stages": 1, "unroll_k": 8, "order": "nm", "group": 1, "min_blocks": 2,
 }  # fmt: skip
 
@@ -43,7 +43,7 @@ _BRAIN = Workload(
     (("trans_a", False), ("trans_b", True)),
 )  # fmt: skip
 _FRAGMENTS: Config = {
-    "warps_m": 1, "warps_n": 2, "rows": 2, "columns": 2, "bytes_k": 64, "split_k": 1, "stages": 3, "swizzle": True,
+    "warps_m": 1, "warps_n": 2, "rows": 2, "columns": 2, "bytes_k": 64, "split_k": 1, "slices": 1, "stages": 3, "swizzle": True,
     "order": "nm", "group": 1, "min_blocks": 1,
 }  # fmt: skip
 

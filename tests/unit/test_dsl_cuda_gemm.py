@@ -83,6 +83,19 @@ def test_batches_broadcast(split: int) -> None:
     np.testing.assert_allclose(got, a @ b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("slices", "split"), [(2, 1), (4, 1), (2, 3)])
+def test_slices_of_a_block_are_added(slices: int, split: int) -> None:
+    w = product(37, 72, 100, trans_b=True)
+    a, b = matrices(w)
+    config = {
+        **FAMILY.space(w, H200).default(), "tile_m": 4, "tile_n": 4, "lanes_m": 4, "warps_m": 1, "warps_n": 2, "tile_k": 8,
+        "unroll_k": 4, "slices": slices, "split_k": split, "stages": 2,
+    }  # fmt: skip
+    kernel = FAMILY.build(w, config, H200).kernel
+    np.testing.assert_allclose(emulated(kernel, [a, b]), expected(w, a, b), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(interpreted(kernel, [a, b]), expected(w, a, b), rtol=1e-4, atol=1e-4)
+
+
 def test_the_space_is_large_and_its_guesses_are_valid() -> None:
     space = FAMILY.space(product(512, 512, 512), H200)
     configs = {tuple(sorted(space.sample(Random(i)).items())) for i in range(40)}

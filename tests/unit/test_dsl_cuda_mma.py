@@ -89,6 +89,17 @@ def test_the_meaning_of_a_thread_adds_up_to_the_product(dtype: str) -> None:
     close(interpreted(FAMILY.build(w, config, H200).kernel, inputs), want, dtype)
 
 
+@pytest.mark.parametrize(("slices", "split", "dtype"), [(2, 1, "float16"), (4, 2, "float32")])
+def test_slices_of_a_block_are_added(slices: int, split: int, dtype: str) -> None:
+    w = workload(40, 48, 256, False, True, dtype)
+    inputs, want = operands(w)
+    config = {
+        **FAMILY.space(w, H200).default(), "warps_m": 1, "warps_n": 2, "rows": 2, "columns": 3, "bytes_k": 64, "stages": 2,
+        "slices": slices, "split_k": split,
+    }  # fmt: skip
+    close(emulated(FAMILY.build(w, config, H200).kernel, inputs), want, dtype)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_any_config(seed: int) -> None:
     rng = Random(seed)
