@@ -57,7 +57,9 @@ def with_reading(product: Space, s: Conv, likely: tuple[int, ...], fits: Constra
     ``fits``: registers suffice for the addresses of what is copied.
     """
     known, made = orders(s), copies(s)
-    limits = (*product.constraints, fits, lambda c: c["copy"] == 0 or c["reduce"] == "kh_kwc")
+    limits: tuple[Constraint, ...] = (
+        *product.constraints, fits, lambda c: c["copy"] == 0 or c["reduce"] == "kh_kwc",
+    )  # fmt: skip
     ways = [(known[0], c) for c in likely if c in made] + [(order, 0) for order in known[1:]]
     knobs = (*product.knobs, Choice("reduce", known, known[0]), Choice("copy", made, ways[0][1]))
     found = [[{**c, "reduce": o, "copy": n} for c in product.first] for o, n in ways]

@@ -169,7 +169,7 @@ def cycles(p: Product, gpu: Gpu, b: Block) -> float:
     work = max(b.m * b.n / b.rate * (1 + 1 / warps), b.copied / 40, b.read / 128)
     waiting = -(-mine // b.resident) * (1500 + 100 * steps)
     parts = 8 * b.split * prod(p.batch) * p.m * p.n / (30 * gpu.sms) + 3000
-    joined = mine * b.slices * b.m * b.n / 16 + 300 if b.slices > 1 else 0
+    joined = mine * (b.slices * b.m * b.n / 16 + 1000) if b.slices > 1 else 0
     return mine * depth * work + waiting + joined + (parts if b.split > 1 else 0)
 
 
