@@ -57,7 +57,8 @@ class Portfolio:
         self._queue = [dict(c) for c in first]
         self._learner = Reinforced(space, seed, (), self._options.rl, workload, target, policy, screen)
         self._refine = Refine(space, self._learner.expected)
-        self._arms: dict[str, _Arm] = {"rl": self._learner, "genetic": Genetic(space, seed), "refine": self._refine}
+        genetic = Genetic(space, seed, screen=screen)
+        self._arms: dict[str, _Arm] = {"rl": self._learner, "genetic": genetic, "refine": self._refine}
         self._asked: dict[str, str] = {}
         self._told: set[str] = set()
         self._log: list[tuple[str, bool]] = []

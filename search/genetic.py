@@ -30,7 +30,8 @@ class GeneticOptions:
     """Population size, elite size, tournament size, and the shares of the ways a child comes about.
 
     ``cross``, ``climb`` (a neighbour of an elite member) and ``fresh`` (random) are probabilities; the rest is mutation.
-    ``brood``: children made for each that is proposed; ``blind``: the share of proposals made without comparing any. A run has
+    ``brood``: children made for each that is proposed; ``blind``: the share of proposals made without comparing any;
+    ``shortlist``: children of a brood that a screen compares, where there is one. A run has
     100 to 200 measurements: a population of 12 breeds from the second batch on, and many random children in a brood cost
     nothing, for those that inherit little are not measured. On recorded spaces results vary little around these values.
     """
@@ -43,6 +44,7 @@ class GeneticOptions:
     fresh: float = 0.3
     brood: int = 16
     blind: float = 0.1
+    shortlist: int = 4
 
 
 class _Seconds(base.Fitness):  # type: ignore[misc]
@@ -76,13 +78,17 @@ def _globally(rng: Random) -> Iterator[None]:
 
 
 class Genetic:
-    """See the module. ``first`` are the configs of the first generation's beginning, best first."""
+    """See the module. ``first`` are the configs of the first generation's beginning, best first.
+
+    A ``screen``, an opinion of what configs cost, chooses among those of a brood that inherit most.
+    """
 
     def __init__(
-        self, space: Space, seed: int, first: Sequence[Config] = (), options: GeneticOptions | None = None
-    ) -> None:
+        self, space: Space, seed: int, first: Sequence[Config] = (), options: GeneticOptions | None = None,
+        screen: Callable[[Sequence[Config]], Sequence[float]] | None = None,
+    ) -> None:  # fmt: skip
         self._space, self._rng = space, Random(seed)
-        self._options = options or GeneticOptions()
+        self._options, self._screen = options or GeneticOptions(), screen
         self._queue = [dict(c) for c in first]
         self._seen: set[str] = set()
         self._population: list[_Individual] = []
@@ -122,7 +128,15 @@ class Genetic:
             if self._fresh(config):
                 return config
         brood = self._brood()
-        return self._inheritance.least(brood) if brood else self._leftover()
+        return self._selected(brood) if brood else self._leftover()
+
+    def _selected(self, brood: Sequence[Config]) -> Config:
+        """The child to be measured. A blind brood of one is not looked at."""
+        if self._screen is None or len(brood) == 1:
+            return self._inheritance.least(brood)
+        few = self._inheritance.ranked(brood)[: self._options.shortlist]
+        costs = self._screen(few)
+        return few[min(range(len(few)), key=lambda i: costs[i])]
 
     def _brood(self) -> list[Config]:
         """New configs, made in ever more random ways until there is one; no more than options say."""

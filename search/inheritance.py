@@ -41,12 +41,16 @@ class Inheritance:
 
     def least(self, configs: Sequence[Config]) -> Config:
         """The config expected to take the least time; the first of ``configs`` before any success was told."""
-        if not any(x is not None for x in self._logs) or len(configs) == 1:
-            return configs[0]
+        return configs[0] if len(configs) == 1 else self.ranked(configs)[0]
+
+    def ranked(self, configs: Sequence[Config]) -> list[Config]:
+        """The same, those expected to take least time first; as they were before any success was told."""
+        if not any(x is not None for x in self._logs):
+            return list(configs)
         if self._terms is None:
             self._terms = self._fit()
         terms = self._terms
-        return min(configs, key=lambda c: float(terms[self._columns(c)].sum()))
+        return sorted(configs, key=lambda c: float(terms[self._columns(c)].sum()))
 
     def _columns(self, config: Config) -> list[int]:
         return [self._column[n, config[n]] for n in self._names]

@@ -1,8 +1,8 @@
-"""Choosing among candidates by an opinion of them, so that it cannot shut anything out.
+"""Screening: what kernels will cost, before any is built: an analytic estimate at first, then what was learned.
 
-:class:`Screening` is the opinion: the analytic estimate that orders the first candidates, then a cost model
-(:mod:`wpk.search.cost_model`), corrected by the task's own measurements. :func:`choose` is ε-greedy: a stated share of
-proposals passes whatever the opinion of them.
+The estimate orders the first candidates; a cost model (:mod:`wpk.search.cost_model`), where there is one, corrects it by what
+other tasks taught, and the task's own measurements correct both. It cannot shut anything out: strategies let a share of their
+proposals pass without asking (ε-greedy: ``blind`` of the genetic strategy, ``free`` of reinforcement learning, a tenth each).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from random import Random
 
 import numpy as np
 
@@ -23,13 +22,12 @@ Features = Callable[[Config], Array | None]
 
 @dataclass(frozen=True)
 class ScreenOptions:
-    """``most``: configs looked at closely between two tellings, beyond those already known. ``free``: the share of proposals
-    that pass unscreened. ``shortlist``: candidates compared for one proposal.
+    """``most``: configs looked at closely between two tellings, beyond those already known; 0 for no screening. ``memory``: the
+    latest measurements that are learned from, which bounds the time that takes.
     """
 
     most: int = 24
-    free: float = 0.1
-    shortlist: int = 4
+    memory: int = 256
 
 
 class Screening:
@@ -47,7 +45,7 @@ class Screening:
         self._learning = learning or CostModelOptions()
         self._known: dict[str, Array | None] = {}
         self._left = self._options.most
-        self._told: dict[str, float] = {}
+        self._told: dict[str, tuple[Config, float]] = {}
         self._adapted: Adapted | None = None
         self._stale = False
 
@@ -57,7 +55,7 @@ class Screening:
         for key, config in zip(keys, configs, strict=True):
             if key not in self._known and self._left > 0:
                 self._left -= 1
-                self._known[key] = self._features(config)
+                self._look(key, config)
         rows = {k: row for k in keys if (row := self._known.get(k)) is not None}
         if not rows:
             return [0.0] * len(configs)
@@ -68,11 +66,7 @@ class Screening:
     def tell(self, results: Sequence[tuple[Config, float]]) -> None:
         """Learn from results; infinity for a failure."""
         self._left = self._options.most
-        for config, seconds in results:
-            key = config_key(config)
-            if key not in self._known:
-                self._known[key] = self._features(config)
-            self._told[key] = seconds
+        self._told.update((config_key(c), (c, s)) for c, s in results)
         self._stale = True
 
     def _scores(self, rows: Array) -> Array:
@@ -84,19 +78,14 @@ class Screening:
         return self._adapted.score(rows)
 
     def _learn(self, adapted: Adapted) -> None:
-        told = [(row, s) for k, s in self._told.items() if (row := self._known[k]) is not None]
-        if sum(isfinite(s) for _, s in told) > 1:
+        latest = list(self._told.items())[-self._options.memory :]
+        if sum(isfinite(s) for _, (_, s) in latest) < self._learning.enough:
+            return
+        told = [(row, s) for key, (config, s) in latest if (row := self._look(key, config)) is not None]
+        if told:
             adapted.fit(np.stack([row for row, _ in told]), np.array([s for _, s in told]))
 
-
-def choose(
-    candidates: Sequence[Config], n: int, screen: Callable[[Sequence[Config]], Sequence[float]], rng: Random, free: float
-) -> list[Config]:
-    """``n`` of the candidates: with probability ``free`` each the next in order, else the one of least cost that is left."""
-    costs = list(screen(candidates))
-    left, chosen = list(range(len(candidates))), list[Config]()
-    while left and len(chosen) < n:
-        pick = left[0] if rng.random() < free else min(left, key=lambda i: costs[i])
-        left.remove(pick)
-        chosen.append(candidates[pick])
-    return chosen
+    def _look(self, key: str, config: Config) -> Array | None:
+        if key not in self._known:
+            self._known[key] = self._features(config)
+        return self._known[key]

@@ -26,6 +26,8 @@ from wpk.search.space import Config, Space
 #: a config and its seconds; infinity for a failure of any kind
 Told = tuple[Config, float]
 
+#: Those that heed a screen.
+SCREENED = ("auto", "rl", "genetic")
 STRATEGIES = ("auto", "rl", "genetic", "random", "exhaustive")
 
 
@@ -86,7 +88,7 @@ def make_strategy(
             return Reinforced(space, seed, begin, known.options, *given)
         return Portfolio(space, seed, begin, AutoOptions(rl=known.options or RlOptions()), *given, known.trials)
     if name == "genetic":
-        return Genetic(space, seed, begin)
+        return Genetic(space, seed, begin, screen=known.screen)
     if name == "random":
         return Randomly(space, seed, begin)
     if name == "exhaustive":

@@ -28,12 +28,13 @@ _LOUD = 10.0
 
 @dataclass(frozen=True)
 class Lesson:
-    """A task and what was measured of it: configs with their seconds, infinity for a failure."""
+    """A task and what was measured of it: configs with their seconds, infinity for a failure. ``provider``: whose space it is."""
 
     space: Space
     workload: Workload
     target: Target
     results: tuple[tuple[Config, float], ...]
+    provider: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def train_policy(lessons: Iterable[Lesson], seed: int = 0, options: TrainOptions
 
 def lessons_of(spaces: Iterable[RecordedSpace]) -> list[Lesson]:
     """Recorded spaces as lessons."""
-    return [Lesson(s.space, s.workload, s.target, tuple(s.tell(s.space.listed or ()))) for s in spaces]
+    return [Lesson(s.space, s.workload, s.target, tuple(s.tell(s.space.listed or ())), s.provider) for s in spaces]
 
 
 def _teaches(lesson: Lesson) -> bool:

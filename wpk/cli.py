@@ -139,8 +139,8 @@ def compile_command(
     level = levels.effort(effort)
     options = Options(
         level.budget if budget is None else levels.parse_budget(budget), strategy or level.strategy, names(providers), threads,
-        batch, shapes(shape), seed, level.trials, max_error, cluster, security.Tls(tls_ca, tls_cert, tls_key), level.rl, target,
-        precision,
+        batch, shapes(shape), seed, level.trials, max_error, cluster, security.Tls(tls_ca, tls_cert, tls_key), level.rl,
+        target, precision, level.screen,
     )  # fmt: skip
     if no_measure:
         compiling.cross_compile(model, options, output, log, trace_fusion, console(quiet))

@@ -26,6 +26,7 @@ from typing import Any
 
 from wpk.core.errors import UsageError
 from wpk.core.target import Gpu, Target
+from wpk.search.prior import ScreenOptions
 from wpk.search.rl import RlOptions
 
 _KEYS = ("cache", "cc", "threads", "debug")
@@ -46,7 +47,7 @@ class Settings:
 class Effort:
     """How much work a compile may do. ``budget``: seconds of wall clock for tuning; ``trials``: most candidates a task.
 
-    ``rl``: hyper-parameters of the strategies ``rl`` and ``auto``.
+    ``rl``: hyper-parameters of the strategies ``rl`` and ``auto``; ``screen``: how kernels are looked at before they are built.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Effort:
     trials: int
     strategy: str
     rl: RlOptions
+    screen: ScreenOptions
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -87,7 +89,8 @@ def parse_budget(text: str | float) -> float:
 def effort(name: str) -> Effort:
     """The effort level ``name``. Raises UsageError, naming the levels there are, for another name."""
     data = _shipped("effort", name)
-    return Effort(name, parse_budget(data["budget"]), int(data["trials"]), str(data["strategy"]), RlOptions(**data["rl"]))
+    rl, screen = RlOptions(**data["rl"]), ScreenOptions(**data["screen"])
+    return Effort(name, parse_budget(data["budget"]), int(data["trials"]), str(data["strategy"]), rl, screen)
 
 
 def shipped_target(name: str) -> Target:

@@ -45,6 +45,7 @@ from wpk.report.peaks import gpu_peaks, peaks
 from wpk.runtime.cuda.driver import open_device
 from wpk.runtime.parts import Parts
 from wpk.runtime.plan import Port
+from wpk.search.prior import ScreenOptions
 from wpk.search.rl import RlOptions
 from wpk.settings import gpu_target, known_gpu, load_settings
 from wpk.tuning.events import Observer
@@ -85,6 +86,7 @@ class Options:
     ``rl``: hyper-parameters of the strategies ``rl`` and ``auto``. ``target``: ``cpu`` (this machine), ``cuda`` (its GPU), or a
     GPU that is not here by its compute capability, such as ``cuda:sm_90a``. ``precision``: fp32 (strict),
     or tf32, fp16, bf16 for as many nodes as ``max_error`` allows; ``max_error`` of None: what is usual for the precision.
+    ``screen``: how kernels are looked at before they are built, None for not at all.
     """
 
     budget: float = 60.0
@@ -101,6 +103,7 @@ class Options:
     rl: RlOptions | None = None
     target: str = "cpu"
     precision: str = "fp32"
+    screen: ScreenOptions | None = field(default_factory=ScreenOptions)
 
     def __post_init__(self) -> None:
         TuneOptions(strategy=self.strategy)  # raises UsageError for an unknown one
@@ -247,7 +250,8 @@ def tune_graphs(
     tasks = graph_tasks(graphs, shop.target)
     everything = list(tasks)
     asked = TuneOptions(
-        options.budget * (1 - _CONVERSIONS), options.trials, options.strategy, options.seed, rl=options.rl
+        options.budget * (1 - _CONVERSIONS), options.trials, options.strategy, options.seed, rl=options.rl,
+        screen=options.screen,
     )
     roofs = roofs_of(tasks, shop) if options.cluster is None else {}
     with open_measurer(shop, options) as measurer:

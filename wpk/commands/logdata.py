@@ -6,11 +6,8 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -20,14 +17,18 @@ from wpk.core.errors import LogError, UsageError
 from wpk.core.result import config_key
 from wpk.core.target import Target, host_target
 from wpk.core.workload import Workload
+from wpk.dsl.features import NAMES
 from wpk.providers.protocol import Provider
 from wpk.providers.registry import providers as named_providers
 from wpk.report.plots import Coverage, Curve, draw
+from wpk.search import cost_model
+from wpk.search.cost_model import HOW_TO_INSTALL, available
 from wpk.search.space import Config
 from wpk.search.train import Lesson, train_policy
 from wpk.settings import load_settings
 from wpk.tuning.log import read_log
 from wpk.tuning.record import Record, is_library
+from wpk.tuning.screening import examples_of
 
 #: The columns of an export: their names and order stay.
 COLUMNS: Mapping[str, Callable[[Record], object]] = {
@@ -99,7 +100,7 @@ def _finite(value: float) -> float | None:
 
 
 def train(logs: Sequence[Path], output: Path, seed: int, what: Sequence[str], out: Console) -> None:
-    """Train the RL policy (``policy.npz``) and the cost model (``cost_model.txt``) on logs, into a folder."""
+    """Train the RL policy (``policy.npz``) and the cost model (``cost_model.json``) on logs, into a folder."""
     if unknown := [w for w in what if w not in ("policy", "cost-model")]:
         raise UsageError(f"cannot train {unknown[0]!r}: expected policy or cost-model")
     target = host_target(load_settings().threads)
@@ -132,7 +133,7 @@ def lessons_of(records: Iterable[Record], providers: Sequence[Provider], target:
             space = known[name].space(workload, target)
             results = _results(r for r in group if space.valid(r.config))
             if sum(isfinite(s) for _, s in results) > 1:
-                yield Lesson(space, workload, target, results)
+                yield Lesson(space, workload, target, results, name)
 
 
 def _results(records: Iterable[Record]) -> tuple[tuple[Config, float], ...]:
@@ -141,11 +142,10 @@ def _results(records: Iterable[Record]) -> tuple[tuple[Config, float], ...]:
 
 
 def _train_cost_model(lessons: Sequence[Lesson], output: Path, seed: int) -> Path | str:
-    if find_spec("wpk.search.cost_model") is None:
-        return "this version of wpk has none"
-    module: Any = import_module("wpk.search.cost_model")
-    path = output / "cost_model.txt"
-    module.train(lessons, seed=seed).save(path)
+    if not available():
+        return HOW_TO_INSTALL
+    path = output / "cost_model.json"
+    cost_model.train(examples_of(lessons, named_providers()), NAMES, seed).save(path)
     return path
 
 

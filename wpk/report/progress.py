@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wpk.report.explain import duration
-from wpk.tuning.events import Began, Ended, Event, Forecast, Measured, Observer, Phase
+from wpk.tuning.events import Began, Ended, Event, Forecast, Measured, Note, Observer, Phase
 from wpk.tuning.record import is_library
 from wpk.tuning.tasks import Task
 
@@ -123,6 +123,8 @@ class LiveProgress:
         self._tally.take(event)
         if isinstance(event, Began):
             self._live.start()
+        if isinstance(event, Note):
+            self._live.console.print(Text(event.text), soft_wrap=True)
         last = isinstance(event, Ended)
         if last or monotonic() - self._drawn >= self._every:
             self._live.update(table(self._tally), refresh=True)
@@ -145,6 +147,8 @@ class LineProgress:
             self._say(f"tuned{why}: {self._tally.headline()}")
             for state in _costliest(self._tally):
                 self._say(_line(state))
+        elif isinstance(event, Note):
+            self._say(event.text)
         elif isinstance(event, Phase) or monotonic() - self._said >= self._every:
             self._say(self._tally.headline())
 

@@ -53,7 +53,14 @@ class Forecast:
     left: float
 
 
-Event = Began | Phase | Measured | Forecast | Ended
+@dataclass(frozen=True)
+class Note:
+    """Something that whoever watches should know, such as an optional part that is missing."""
+
+    text: str
+
+
+Event = Began | Phase | Measured | Forecast | Note | Ended
 
 
 class Observer(Protocol):

@@ -20,12 +20,14 @@ from wpk.core.target import Target
 from wpk.core.workload import Workload
 from wpk.measure.check import reduction_length
 from wpk.providers.protocol import Provider
+from wpk.search.cost_model import HOW_TO_INSTALL, available
 from wpk.search.policy import shipped_policy
+from wpk.search.prior import Screening, ScreenOptions
 from wpk.search.rl import RlOptions
 from wpk.search.space import Space
-from wpk.search.strategy import STRATEGIES, Context, Learner, Strategy, make_strategy
+from wpk.search.strategy import SCREENED, STRATEGIES, Context, Learner, Strategy, make_strategy
 from wpk.tuning.clock import Clock
-from wpk.tuning.events import Began, Ended, Event, Forecast, Measured, Observer, Phase
+from wpk.tuning.events import Began, Ended, Event, Forecast, Measured, Note, Observer, Phase
 from wpk.tuning.experience import Experience, distance
 from wpk.tuning.flight import Batch, Flight
 from wpk.tuning.forecast import Open, at_the_roof, seconds_left, total_seconds, worth_more
@@ -33,6 +35,7 @@ from wpk.tuning.log import TuningLog
 from wpk.tuning.record import Record, Versions, is_library
 from wpk.tuning.results import ResultTable
 from wpk.tuning.scheduler import Progress, promise
+from wpk.tuning.screening import screening, shipped_cost_model
 from wpk.tuning.tasks import Task
 
 
@@ -66,7 +69,7 @@ class TuneOptions:
     share of the budget kept for that.
     ``batch_seconds``: about how long a batch may take. ``noise``: the share of the model's time below which gains are not worth
     a search, all tasks together; ``roof``: a task whose best is within this share of the machine's roof is not searched.
-    ``rl``: the learner's hyper-parameters.
+    ``rl``: the learner's hyper-parameters. ``screen``: how kernels are looked at before they are built, None for not at all.
     """
 
     budget: float | None = None
@@ -83,6 +86,7 @@ class TuneOptions:
     noise: float = 0.005
     roof: float = 0.05
     rl: RlOptions | None = None
+    screen: ScreenOptions | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -107,6 +111,7 @@ class Arm:
     provider: Provider
     space: Space
     strategy: Strategy | None = None
+    screen: Screening | None = None
     progress: Progress = field(default_factory=Progress)
     known: dict[str, Config] = field(default_factory=dict)
     exhausted: bool = False
@@ -157,6 +162,8 @@ class _Tuner:
         why = "interrupted"
         try:
             self._tell(Began(self._tasks, self._options.budget, self._options.trials * len(self._tasks)))
+            if self._options.screen is not None and not available():
+                self._tell(Note(f"{HOW_TO_INSTALL}; kernels are screened by an estimate alone"))
             self._arms = [a for i, t in enumerate(self._tasks) for a in self._arms_of(i, t)]
             self._recall()
             why = self._phases()
@@ -289,6 +296,8 @@ class _Tuner:
         if isinstance(strategy, Learner):
             strategy.tell_failures([(c, m.failure) for c, m in results if m.failure is not None])
         strategy.tell([(c, m.time) for c, m in results])
+        if arm.screen is not None:
+            arm.screen.tell([(c, m.time) for c, m in results])
         if isinstance(strategy, Learner):
             to_beat, total = self._to_beat(arm.task), total_seconds(self._tasks, self._best)
             gain = strategy.expected_gain(to_beat) * self._options.batch
@@ -361,15 +370,16 @@ class _Tuner:
         """The arm's strategy, told what is known; it starts from good configs of similar tasks."""
         if arm.strategy is None:
             first = self._hints(arm)
-            context = Context(
-                self._tasks[arm.task].workload, self._measurer.target, shipped_policy(), None, self._options.trials,
-                self._options.rl,
-            )  # fmt: skip
-            arm.strategy = make_strategy(self._options.strategy, arm.space, self._options.seed, first, context)
-            known = self._table.records(self._tasks[arm.task].workload)
-            arm.strategy.tell(
-                [(r.config, r.measurement.time) for r in known if r.provider == arm.provider.name]
-            )
+            workload, target, options = self._tasks[arm.task].workload, self._measurer.target, self._options
+            if options.strategy in SCREENED:
+                arm.screen = screening(arm.provider, workload, target, options.screen, shipped_cost_model())
+            context = Context(workload, target, shipped_policy(), arm.screen, options.trials, options.rl)
+            arm.strategy = make_strategy(options.strategy, arm.space, options.seed, first, context)
+            known = self._table.records(workload)
+            told = [(r.config, r.measurement.time) for r in known if r.provider == arm.provider.name]
+            arm.strategy.tell(told)
+            if arm.screen is not None:
+                arm.screen.tell(told)
         return arm.strategy
 
     def _hints(self, arm: Arm) -> list[Config]:
