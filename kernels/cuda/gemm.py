@@ -34,7 +34,17 @@ from wpk.dsl.schedule import (
     Vectorize,
     schedule,
 )
-from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
+from wpk.kernels.cuda.nests import (
+    MOST_REGISTERS,
+    WARP,
+    added_parts,
+    copied,
+    fuse_all,
+    gpu_of,
+    joined_slices,
+    part_axes,
+    width_of,
+)
 from wpk.kernels.cuda.operands import GpuOperands
 from wpk.kernels.cuda.product import (
     Block,
@@ -256,7 +266,10 @@ def steps(p: Product, t: Tile, c: Config, strides: tuple[int, int] | None = None
     a_kept, b_kept = by_rows and not p.trans_a, by_rows and p.trans_b
     parts = part_axes(t.split, t.slices)
     plan = block_tile(first, batch, t, c)
-    plan += joined_slices(first, batch, t) if t.slices > 1 else []
+    if t.slices > 1:
+        stored = ("mb", "nb", "mg", "mv", "ng", "mt", "nt", "nv")
+        outer = (*part_axes(t.split), *batch)
+        plan += joined_slices(first, outer, lanes("slice", t), ("mw", "nw", "ml", "nl"), ("mg", "mv", "ng"), stored)
     plan += [
         ComputeAt("acc", "slice" if t.slices > 1 else first, "thread", "register"),
         Split("acc", "ki", unroll, "ki_o", "ki_u"),
@@ -270,7 +283,7 @@ def steps(p: Product, t: Tile, c: Config, strides: tuple[int, int] | None = None
     a_stride, b_stride = strides or row_lengths(p)
     plan += staged_copy("as", "m", len(p.a_batch), a_stride, p.trans_a, t.m, a_kept, t, c)
     plan += staged_copy("bs", "n", len(p.b_batch), b_stride, not p.trans_b, t.n, b_kept, t, c)
-    return plan + (added_parts(batch, t) if t.split > 1 else [])
+    return plan + (added_parts((*batch, "mb", "mg", "mt", "mv", "nb", "ng", "nt")) if t.split > 1 else [])
 
 
 def row_lengths(p: Product) -> tuple[int, int]:
@@ -315,26 +328,6 @@ def lanes(stage: str, t: Tile) -> list[Step]:
     return [Split(stage, "mt", t.lanes_m, "mw", "ml", "guard"), Split(stage, "nt", WARP // t.lanes_m, "nw", "nl", "guard")]
 
 
-def part_axes(split: int, slices: int = 1) -> tuple[str, ...]:
-    """Axes of the parts of k."""
-    return (*(("ks",) if split > 1 else ()), *(("kp",) if slices > 1 else ()))
-
-
-def joined_slices(stage: str, batch: tuple[str, ...], t: Tile) -> list[Step]:
-    """A block's slices of k: warps for each, whose sums the first of them add through shared memory, in order."""
-    split, tile = part_axes(t.split), ("mb", "nb", "mt", "nt")
-    threads, thread = fuse_all("slice", ("kp", "mw", "nw", "ml", "nl"), "thread")
-    return [
-        ComputeAt("slice", stage, "tile", "block"), *lanes("slice", t),
-        Reorder("slice", (*split, *batch, "mb", "nb", "kp", "mw", "nw", "ml", "nl", "mg", "mv", "ng", "nv")),
-        *threads, Bind("slice", thread, "thread"), *(Unroll("slice", x) for x in ("mg", "mv", "ng")), Vectorize("slice", "nv"),
-        StoreAs("slice", (*split, *batch, "kp", "mb", "nb", "mg", "mv", "ng", "mt", "nt", "nv")),
-        ComputeAt("joint", stage, "thread", "register"),
-        Reorder("joint", (*split, *batch, *tile, "mg", "mv", "ng", "kp", "nv")),
-        *(Unroll("joint", x) for x in ("mg", "mv", "ng", "kp")), Vectorize("joint", "nv"),
-    ]  # fmt: skip
-
-
 def staged_copy(
     stage: str, row: str, batches: int, stride: int, rows_in_memory: bool, rows: int, kept: bool, t: Tile, c: Config
 ) -> list[Step]:
@@ -347,19 +340,6 @@ def staged_copy(
         *copied(stage, first, (*rest, other), along, width, t.threads),
         StoreAs(stage, (*outer, row, "ki") if kept else (*outer, "ki", row), pad=("ki" if kept else row, int(c["pad"]))),
     ]
-
-
-def added_parts(batch: tuple[str, ...], t: Tile) -> list[Step]:
-    """The second kernel: a thread for each vector of the output adds the parts in order."""
-    place = (*batch, "mb", "mg", "mt", "mv", "nb", "ng", "nt")
-    fuse, one = fuse_all("out", place, "job")
-    return [
-        *fuse,
-        Split("out", one, 128, "block", "vector", "guard"),
-        Bind("out", "block", "block.x"), Bind("out", "vector", "thread"), Vectorize("out", "nv"),
-        ComputeAt("total", "out", "vector", "register"),
-        Reorder("total", (*place, "ks", "nv")), Unroll("total", "ks"), Vectorize("total", "nv"),
-    ]  # fmt: skip
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------

@@ -34,8 +34,18 @@ from wpk.dsl.schedule import (
     Vectorize,
     schedule,
 )
-from wpk.kernels.cuda.gemm import cheapest, part_axes, row_lengths
-from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, copied, fuse_all, gpu_of, width_of
+from wpk.kernels.cuda.gemm import cheapest, row_lengths
+from wpk.kernels.cuda.nests import (
+    MOST_REGISTERS,
+    WARP,
+    added_parts,
+    copied,
+    fuse_all,
+    gpu_of,
+    joined_slices,
+    part_axes,
+    width_of,
+)
 from wpk.kernels.cuda.operands import GpuOperands, as_float32
 from wpk.kernels.cuda.product import (
     Block,
@@ -232,7 +242,10 @@ def steps(p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] |
     parts = part_axes(t.split, t.slices)
     instr = mma(dtype, t.rows, t.columns, p.trans_a, not p.trans_b)
     plan = block_tile(first, batch, t, c)
-    plan += joined_slices(first, batch, t) if t.slices > 1 else []
+    if t.slices > 1:
+        stored = ("mb", "nb", "mw", "nw", "mi", "mh", "ni", "mg", "nq", "nv")
+        outer = (*part_axes(t.split), *batch)
+        plan += joined_slices(first, outer, (), ("mw", "nw", "mg", "nq"), ("mi", "mh", "ni"), stored)
     plan += [
         ComputeAt("acc", "slice" if t.slices > 1 else first, "thread", "register"),
         StoreAs("acc", (*parts, *batch, "mb", "mw", "mg", "nb", "nw", "nq", "mi", "ni", "mh", "nv")),
@@ -245,7 +258,7 @@ def steps(p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] |
     a_stride, b_stride = strides or row_lengths(p)
     plan += staged_tile("as", "m", len(p.a_batch), a_stride, p.trans_a, t.m, t, c, dtype)
     plan += staged_tile("bs", "n", len(p.b_batch), b_stride, not p.trans_b, t.n, t, c, dtype)
-    return plan + (added_parts(batch) if t.split > 1 else [])
+    return plan + (added_parts((*batch, "mb", "mw", "mi", "mh", "mg", "nb", "nw", "ni", "nq")) if t.split > 1 else [])
 
 
 def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[Step]:
@@ -266,21 +279,6 @@ def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[S
     return [*plan, *(Unroll(stage, x) for x in ("mi", "mh", "ni")), Vectorize(stage, "nv")]
 
 
-def joined_slices(stage: str, batch: tuple[str, ...], t: Tile) -> list[Step]:
-    """A block's slices of k: warps for each, whose sums the first of them add through shared memory, in order."""
-    split, tile = part_axes(t.split), ("mb", "nb", "mw", "nw", "mg", "nq")
-    threads, thread = fuse_all("slice", ("kp", "mw", "nw", "mg", "nq"), "thread")
-    return [
-        ComputeAt("slice", stage, "tile", "block"),
-        Reorder("slice", (*split, *batch, "mb", "nb", "kp", "mw", "nw", "mg", "nq", "mi", "mh", "ni", "nv")),
-        *threads, Bind("slice", thread, "thread"), *(Unroll("slice", x) for x in ("mi", "mh", "ni")), Vectorize("slice", "nv"),
-        StoreAs("slice", (*split, *batch, "kp", "mb", "nb", "mw", "nw", "mi", "mh", "ni", "mg", "nq", "nv")),
-        ComputeAt("joint", stage, "thread", "register"),
-        Reorder("joint", (*split, *batch, *tile, "mi", "mh", "ni", "kp", "nv")),
-        *(Unroll("joint", x) for x in ("mi", "mh", "ni", "kp")), Vectorize("joint", "nv"),
-    ]  # fmt: skip
-
-
 def staged_tile(
     stage: str, row: str, batches: int, stride: int, turned: bool, rows: int, t: Tile, c: Config, dtype: str
 ) -> list[Step]:
@@ -297,19 +295,6 @@ def staged_tile(
         *copied(stage, first, (*rest, other), along, width, t.threads),
         StoreAs(stage, (*outer, other, along), pad=(along, pad) if pad else None, swizzle=swizzle),
     ]
-
-
-def added_parts(batch: tuple[str, ...]) -> list[Step]:
-    """The second kernel: a thread for each pair of the output adds the parts in order."""
-    place = (*batch, "mb", "mw", "mi", "mh", "mg", "nb", "nw", "ni", "nq")
-    fuse, one = fuse_all("out", place, "job")
-    return [
-        *fuse,
-        Split("out", one, 128, "block", "vector", "guard"),
-        Bind("out", "block", "block.x"), Bind("out", "vector", "thread"), Vectorize("out", "nv"),
-        ComputeAt("total", "out", "vector", "register"),
-        Reorder("total", (*place, "ks", "nv")), Unroll("total", "ks"), Vectorize("total", "nv"),
-    ]  # fmt: skip
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------

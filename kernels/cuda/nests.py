@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from wpk.core.target import Gpu, Target
-from wpk.dsl.schedule import Bind, Fuse, Reorder, Split, Step, Unroll, Vectorize
+from wpk.dsl.schedule import Bind, ComputeAt, Fuse, Reorder, Split, Step, StoreAs, Unroll, Vectorize
 
 #: threads of a warp, registers of a thread, bytes of the widest load
 WARP, MOST_REGISTERS, WIDEST = 32, 255, 16
@@ -52,9 +52,51 @@ def copied(
     ]  # fmt: skip
 
 
+def part_axes(split: int, slices: int = 1) -> tuple[str, ...]:
+    """Axes of the parts of k."""
+    return (*(("ks",) if split > 1 else ()), *(("kp",) if slices > 1 else ()))
+
+
+def joined_slices(
+    stage: str, outer: tuple[str, ...], split: Sequence[Step], threads: tuple[str, ...], held: tuple[str, ...],
+    stored: tuple[str, ...],
+) -> list[Step]:  # fmt: skip
+    """A block's slices of k: warps for each, whose sums the first of them add through shared memory, in order.
+
+    ``outer`` are loops of parts and batches, ``threads`` those of a slice (made by ``split``), ``held`` what a thread has of
+    a tile beside its vectors, ``stored`` the order of a tile in shared memory.
+    """
+    whole = tuple(x for x in stored if x not in ("mb", "nb", *held, "nv"))
+    fuse, thread = fuse_all("slice", ("kp", *threads), "thread")
+    return [
+        ComputeAt("slice", stage, "tile", "block"), *split,
+        Reorder("slice", (*outer, "mb", "nb", "kp", *threads, *held, "nv")),
+        *fuse, Bind("slice", thread, "thread"), *(Unroll("slice", x) for x in held), Vectorize("slice", "nv"),
+        StoreAs("slice", (*outer, "kp", *stored)),
+        ComputeAt("joint", stage, "thread", "register"),
+        Reorder("joint", (*outer, "mb", "nb", *whole, *held, "kp", "nv")),
+        *(Unroll("joint", x) for x in (*held, "kp")), Vectorize("joint", "nv"),
+    ]  # fmt: skip
+
+
+def added_parts(place: tuple[str, ...]) -> list[Step]:
+    """The second kernel: a thread for each vector of the output adds the parts in order. ``place``: its axes in memory order."""
+    fuse, one = fuse_all("out", place, "job")
+    return [
+        *fuse,
+        Split("out", one, 128, "block", "vector", "guard"),
+        Bind("out", "block", "block.x"), Bind("out", "vector", "thread"), Vectorize("out", "nv"),
+        ComputeAt("total", "out", "vector", "register"),
+        Reorder("total", (*place, "ks", "nv")), Unroll("total", "ks"), Vectorize("total", "nv"),
+    ]  # fmt: skip
+
+
 def divisors(n: int, choices: Iterable[int]) -> tuple[int, ...]:
     """Those of ``choices`` that divide ``n``."""
     return tuple(c for c in choices if n % c == 0)
 
 
-__all__ = ["MOST_REGISTERS", "WARP", "WIDEST", "copied", "divisors", "fuse_all", "gpu_of", "width_of"]
+__all__ = [
+    "MOST_REGISTERS", "WARP", "WIDEST", "added_parts", "copied", "divisors", "fuse_all", "gpu_of", "joined_slices", "part_axes",
+    "width_of",
+]  # fmt: skip
