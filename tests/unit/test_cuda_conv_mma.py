@@ -10,6 +10,7 @@ from dsl_cuda_check import H200, compiled
 from test_family_conv import conv
 
 from wpk.dsl.codegen.cuda import emit
+from wpk.dsl.verify import verify
 from wpk.kernels.cuda.conv_mma import CudaConvMma
 from wpk.kernels.cuda.conv_shape import conv_of, copies
 
@@ -59,6 +60,15 @@ def test_first_configs_do_not_spill(name: str, layout: str, dtype: str, isa: str
     config = FAMILY.space(w, H200).default()
     for resources in compiled(FAMILY.build(w, config, H200).kernel, isa).values():
         assert resources.local_bytes == 0
+
+
+@pytest.mark.parametrize(("seed", "isa"), enumerate(["sm_80", "sm_90a", "sm_100", "sm_90a"]))
+def test_sampled_configs_compile(seed: int, isa: str) -> None:
+    rng = Random(seed)
+    w = in_dtype(conv(*rng.choice(list(LARGE.values())), layouts=(LAYOUTS[seed % 2],) * 2), rng.choice(DTYPES))
+    kernel = FAMILY.build(w, FAMILY.space(w, H200).sample(rng), H200).kernel
+    verify(kernel)
+    assert all(r.registers <= 255 for r in compiled(kernel, isa).values())
 
 
 def test_channels_last_are_copied_by_16_bytes() -> None:
