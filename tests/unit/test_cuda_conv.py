@@ -87,7 +87,7 @@ def test_first_configs_do_not_spill(name: str, layout: str) -> None:
             assert resources.local_bytes == 0
 
 
-@pytest.mark.parametrize(("seed", "isa"), enumerate(["sm_80", "sm_90a", "sm_100", "sm_90a"]))
+@pytest.mark.parametrize(("seed", "isa"), list(enumerate(["sm_80", "sm_90a", "sm_100", "sm_90a"])))
 def test_sampled_configs_compile(seed: int, isa: str) -> None:
     rng = Random(seed)
     w = conv(*rng.choice(list(LARGE.values())), layouts=(LAYOUTS[seed % 2],) * 2)
