@@ -14,7 +14,7 @@ from wpk.core.result import Config
 from wpk.core.target import Target
 from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Stage
-from wpk.dsl.ir import Binary, Buffer, Const, Expr, Load, Select
+from wpk.dsl.ir import Buffer, Const, Expr, Load, Select
 from wpk.kernels.copies import Copy, build_copy, copy_space
 from wpk.kernels.family import Built
 from wpk.kernels.nests import ints
@@ -57,7 +57,7 @@ def chosen(j: Expr, s: Shape) -> Expr:
     """The row that index j chooses: from the end where it is negative, the nearest one where there is none."""
     index = Load("index", (j,))
     counted = Select(index < 0, index + s.length, index)
-    return Binary("min", Binary("max", counted, Const(0)), Const(s.length - 1))
+    return Select(counted < 0, Const(0), Select(counted < s.length, counted, Const(s.length - 1)))
 
 
 # --- THE FAMILY: THE SPACE and THE SCHEDULE are those of wpk.kernels.copies ---------------------------------------------

@@ -16,11 +16,11 @@ from wpk.core.target import Gpu, Target
 from wpk.core.tensor import DTYPE_BYTES, TensorType, to_layout
 from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Stage
-from wpk.dsl.ir import Buffer, Const, Expr, Load, Select
+from wpk.dsl.ir import Buffer, Cast, Const, Expr, Load, Select
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import Bind, Reorder, Split, Step, Unroll, Vectorize, schedule
 from wpk.kernels.cuda.nests import fuse_all, gpu_of, width_of
-from wpk.kernels.eltwise import Shape, shape_of, spread
+from wpk.kernels.eltwise import READ, Shape, shape_of, spread
 from wpk.kernels.epilogue import ZERO, padded, to_expr
 from wpk.kernels.family import Built
 from wpk.kernels.nests import nearest
@@ -55,19 +55,25 @@ def algorithm(workload: Workload, s: Shape) -> Algorithm:
     """out[i…] = f(in0[i…], in1[i…], …), an operand's index 0 where it broadcasts; zero in padding lanes."""
     assert workload.epilogue is not None
     axes = tuple(Axis(f"i{d}", n) for d, n in enumerate(s.extents))
-    whole: Expr = to_expr(workload.epilogue, None, lambda i: _operand(i, s, axes))
+    whole: Expr = to_expr(workload.epilogue, None, lambda i: _operand(workload, i, s, axes))
     if s.channels is not None:
         at, block, channels = s.channels
         whole = Select(axes[at].var * block + axes[-1].var < channels, whole, ZERO)
     types = [t.dtype for t in workload.inputs]
-    params = [Buffer(f"x{i}", shape, types[i]) for i, shape in enumerate(s.operands)]
+    params = [Buffer(f"x{i}", shape, stored(types[i])) for i, shape in enumerate(s.operands)]
     out = Buffer("out", s.extents, workload.outputs[0].dtype, access="out")
     return Algorithm("eltwise", (*params, out), (Stage("out", axes, whole, dtype=out.dtype),))
 
 
-def _operand(i: int, s: Shape, axes: tuple[Axis, ...]) -> Expr:
+def stored(dtype: str) -> str:
+    """How a dtype lies in memory: a bool is a byte."""
+    return "uint8" if dtype == "bool" else dtype
+
+
+def _operand(workload: Workload, i: int, s: Shape, axes: tuple[Axis, ...]) -> Expr:
     index = (Const(0) if n == 1 else a.var for n, a in zip(s.operands[i], axes, strict=True))
-    return Load(f"x{i}", tuple(index))
+    value = Load(f"x{i}", tuple(index))
+    return value if workload.inputs[i].dtype in FLOATS else Cast("float32", value)
 
 
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
@@ -117,7 +123,7 @@ class CudaEltwise:
     packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
-        """Operands of 16 or 32-bit floats in the output's layout, or where that is the same memory, or constant."""
+        """Operands in the output's layout, or where that is the same memory, or constant; integers are read as float32."""
         if workload.op != "eltwise" or workload.epilogue is None or gpu_of(target) is None:
             return f"op is {workload.op} for {target.arch}, expected eltwise with an expression for cuda"
         w = in_rows(workload)
@@ -126,7 +132,7 @@ class CudaEltwise:
             return f"output {out}, expected non-empty floats"
         for i, t in enumerate(w.inputs):
             found = spread(t, out, i in w.constants)
-            if t.dtype not in FLOATS or isinstance(found, str):
+            if t.dtype not in (*FLOATS, *READ) or isinstance(found, str):
                 return f"operand {i}: {found if isinstance(found, str) else t.dtype}"
         return None
 

@@ -21,7 +21,16 @@ from wpk.dsl.lower import lower
 from wpk.dsl.schedule import ComputeAt, Step, schedule
 from wpk.kernels.cuda.nests import gpu_of, width_of
 from wpk.kernels.cuda.operands import STORED, GpuOperands, as_float32
-from wpk.kernels.cuda.rows import RowTile, out_steps, row_space, share_steps, shares, tile_of, total, total_steps
+from wpk.kernels.cuda.rows import (
+    RowTile,
+    out_steps,
+    row_space,
+    share_steps,
+    shares,
+    tile_of,
+    total,
+    total_steps,
+)
 from wpk.kernels.family import Built
 from wpk.kernels.norm import Norm, Shape, shape_of
 from wpk.search.space import Space

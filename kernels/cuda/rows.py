@@ -13,7 +13,7 @@ from wpk.core.result import Config
 from wpk.core.target import Gpu
 from wpk.dsl.algorithm import Axis, Reduce, Stage
 from wpk.dsl.ir import Const, Expr, Load, Select
-from wpk.dsl.schedule import Bind, ComputeAt, Reorder, Step, Unroll, Vectorize
+from wpk.dsl.schedule import Bind, ComputeAt, Reorder, Split, Step, Unroll, Vectorize
 from wpk.kernels.cuda.nests import WARP, divisors, fuse_all
 from wpk.kernels.nests import nearest
 from wpk.kernels.reduce import INIT
@@ -90,7 +90,9 @@ def tile_of(count: int, length: int, c: Config) -> RowTile:
 
 
 def shares(name: str, tile: RowTile, op: str, value: Element, more: Callable[[Expr], Expr] = lambda x: x) -> list[Stage]:
-    """Stages up to what every thread has to add up: ``name_x`` loads, ``name_part`` a thread's share, ``name_mid`` 16 of them.
+    """Stages up to what every thread has to add up: ``name_x`` loads, ``name_share`` a thread's, ``name_some`` 16 of them.
+
+    ``name_part`` and ``name_mid`` are these two where the other threads see them.
 
     A share is the op over a thread's elements x of more(x), where x = value(row, element) (the initial value outside the row).
     """
@@ -104,12 +106,14 @@ def shares(name: str, tile: RowTile, op: str, value: Element, more: Callable[[Ex
     padded = found if tile.inside is None else Select(tile.inside, found, Const(0.0, "float32"))
     stages = [
         Stage(f"{name}_x", tile.axes, padded),
-        Stage(f"{name}_part", (rb, ri, t), term, Reduce(op, (j, v), INIT[op])),
+        Stage(f"{name}_share", (rb, ri, t), term, Reduce(op, (j, v), INIT[op])),
+        Stage(f"{name}_part", (rb, ri, t), Load(f"{name}_share", (rb.var, ri.var, t.var))),
     ]
     if tile.threads > TOGETHER:
         g, q = Axis("g", tile.threads // TOGETHER), Axis("q", TOGETHER)
-        read = Load(f"{name}_part", (rb.var, ri.var, g.var * TOGETHER + q.var))
-        stages.append(Stage(f"{name}_mid", (rb, ri, g), read, Reduce(op, (q,), INIT[op])))
+        read = Load(f"{name}_part", (rb.var, ri.var, q.var * g.extent + g.var))
+        stages.append(Stage(f"{name}_some", (rb, ri, g), read, Reduce(op, (q,), INIT[op])))
+        stages.append(Stage(f"{name}_mid", (rb, ri, g), Load(f"{name}_some", (rb.var, ri.var, g.var))))
     return stages
 
 
@@ -131,16 +135,22 @@ def out_steps(tile: RowTile, stage: str = "out", along: bool = True) -> list[Ste
 
 def share_steps(name: str, tile: RowTile, block: tuple[str, str] = ("out", "rb")) -> list[Step]:
     """The stages of :func:`shares`, in shared memory at a block loop."""
-    part = f"{name}_part"
+    part, share, loads = f"{name}_part", f"{name}_share", f"{name}_x"
+    many = tile.turns > UNROLLED
+    turns: tuple[str, ...] = ("j_o", "j_u") if many else ("j",)
     plan: list[Step] = [
-        ComputeAt(part, *block, "block"), Reorder(part, ("rb", "ri", "t", "j", "v")), *_threads(part, ("ri", "t")),
-        *([Unroll(part, "j")] if tile.turns <= UNROLLED else []), Unroll(part, "v"),
-        ComputeAt(f"{name}_x", part, "j" if tile.turns > UNROLLED else "thread", "register"),
-        *([Unroll(f"{name}_x", "j")] if tile.turns <= UNROLLED else []), Vectorize(f"{name}_x", "v"),
+        ComputeAt(part, *block, "block"), Reorder(part, ("rb", "ri", "t")), *_threads(part, ("ri", "t")),
+        ComputeAt(share, part, "thread", "register"), *([Split(share, "j", UNROLLED, *turns)] if many else []),
+        Reorder(share, ("rb", "ri", "t", *turns, "v")), Unroll(share, turns[-1]), Unroll(share, "v"),
+        ComputeAt(loads, share, "j_o", "register") if many else ComputeAt(loads, part, "thread", "register"),
+        Unroll(loads, "j"), Vectorize(loads, "v"),
     ]  # fmt: skip
     if tile.threads > TOGETHER:
-        mid = f"{name}_mid"
-        plan += [ComputeAt(mid, *block, "block"), Reorder(mid, ("rb", "ri", "g", "q")), *_threads(mid, ("ri", "g")), Unroll(mid, "q")]
+        mid, some = f"{name}_mid", f"{name}_some"
+        plan += [
+            ComputeAt(mid, *block, "block"), Reorder(mid, ("rb", "ri", "g")), *_threads(mid, ("ri", "g")),
+            ComputeAt(some, mid, "thread", "register"), Unroll(some, "q"),
+        ]  # fmt: skip
     return plan
 
 
