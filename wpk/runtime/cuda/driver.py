@@ -46,6 +46,7 @@ class CudaDevice:
     def __init__(self, index: int = 0) -> None:
         """Raises DeviceError where there is no such GPU, no driver, or a library is missing."""
         self._cuda, self._driver = _libraries()
+        self._index = index
         with _translated("no CUDA device"):
             self._cuda.init()
             count = self._cuda.Device.count()
@@ -73,7 +74,15 @@ class CudaDevice:
     @property
     def target(self) -> Target:
         """The GPU as the compiler sees it."""
-        return _target(self._device, self.name)
+        return _target(self._device, self.name, self._attribute)
+
+    def _attribute(self, name: str) -> int:
+        """An attribute of the device as ``cuda.h`` calls it; 0 where the driver does not know it."""
+        attribute = getattr(self._driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}", None)
+        if attribute is None:
+            return 0
+        status, value = self._driver.cuDeviceGetAttribute(attribute, self._index)
+        return 0 if int(status) else int(value)
 
     def allocate(self, nbytes: int) -> int:
         """See :class:`Device`."""
@@ -341,12 +350,11 @@ def _translated(what: str) -> Iterator[None]:
         raise
 
 
-def _target(device: Any, name: str) -> Target:
+def _target(device: Any, name: str, attribute: Callable[[str], int]) -> Target:
     major, minor = device.compute_capability()
-    facts = {str(k): int(v) for k, v in device.get_attributes().items()}
 
     def fact(key: str, default: int) -> int:
-        return facts.get(key, 0) or default
+        return attribute(key) or default
 
     sms, shared = fact("MULTIPROCESSOR_COUNT", 1), fact("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN", 99 << 10)
     per_sm = fact("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR", shared + 1024)
