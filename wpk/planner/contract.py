@@ -137,7 +137,8 @@ def measure_plans(
     with ExitStack() as stack:
         for name, parts in plans.items():
             try:
-                runner: Runner | CudaRunner = stack.enter_context(open_runner(parts))
+                runner = open_runner(parts)
+                stack.callback(runner.close)
                 errors[name] = (distance or _error)(runner.run(None, feeds), expected)
             except WpkError as error:
                 failed[name] = Measurement(failure="launch", detail=str(error))
