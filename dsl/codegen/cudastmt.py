@@ -438,7 +438,9 @@ class CudaStatements(Statements):
         known = [self._lane_zero(c) for c in conditions]
         tests = " && ".join(within(str(c), c.prec, 5) for c in known if c.const is None)
         name = self.claim(f"v{self.number()}")
-        if not tests:
+        if any(c.const is False for c in known):
+            self.line(f"const {vector} {name} = {{}};")
+        elif not tests:
             self.line(f"const {vector} {name} = *(const {vector} *){_atom(at)};")
         else:
             self.line(f"{vector} {name} = {{}};")
