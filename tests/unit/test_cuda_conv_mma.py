@@ -28,11 +28,10 @@ LARGE = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_text_convolves(name: str, layout: str) -> None:
     rng = Random(len(name))
-    for dtype in rng.sample(DTYPES, 2):
-        w = in_dtype(CASES[name](layout), dtype)
-        space = FAMILY.space(w, H200)
-        for config in (space.default(), space.sample(rng)):
-            check(FAMILY, w, config)
+    w = in_dtype(CASES[name](layout), rng.choice(DTYPES))
+    space = FAMILY.space(w, H200)
+    for config in [space.default(), space.sample(rng)][layout == "ROW" :]:
+        check(FAMILY, w, config)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -41,6 +40,15 @@ def test_padded_copies(name: str, dtype: str) -> None:
     w = in_dtype(CASES[name]("NHWC"), dtype)
     for copy in copies(conv_of(w))[1:]:
         check(FAMILY, w, {**FAMILY.space(w, H200).default(), "reduce": "kh_kwc", "copy": copy})
+
+
+def test_a_step_that_is_wholly_outside_the_input_reads_nothing() -> None:
+    w = in_dtype(conv((1, 8, 7, 5), 4, 7, 1, (3, 3, 3, 0), layouts=("NHWC", "NHWC"), residual=True), "bfloat16")
+    config = {
+        **FAMILY.space(w, H200).default(), "warps_m": 1, "warps_n": 1, "rows": 1, "columns": 1, "bytes_k": 32, "split_k": 8,
+        "slices": 1, "stages": 2, "reduce": "kh_kwc", "copy": 0,
+    }  # fmt: skip
+    check(FAMILY, w, config)
 
 
 @pytest.mark.parametrize(("layout", "dtype"), [("NHWC", "float16"), ("ROW", "float32")])
