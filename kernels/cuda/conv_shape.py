@@ -95,10 +95,17 @@ def _as_given(workload: Workload) -> Conv:
     (n, c, h, w), (k, _, kh, kw), (oh, ow) = x.shape, workload.inputs[1].shape, y.shape[2:]
     strides, pads, last = workload.ints("strides"), workload.ints("pads"), y.layout == "NHWC"
     if (kh, kw, *strides) == (1, 1, 1, 1) and not any(pads):
-        n, h, w = (1, 1, n * h * w) if last else (n, 1, h * w)
+        n, h, w = (1, 1, n * h * w) if last and _whole(workload) else (n, 1, h * w)
         oh, ow = h, w
     (sh, sw), (dh, dw), groups = strides, workload.ints("dilations"), int(workload.attr("group"))  # type: ignore[arg-type]
     return Conv(n, c, h, w, k, oh, ow, kh, kw, sh, sw, pads[0], pads[1], dh, dw, groups, last)
+
+
+def _whole(workload: Workload) -> bool:
+    """True when what the epilogue reads is the same for all pixels of all images, or given for each."""
+    n, _, h, w = workload.outputs[0].shape
+    shapes = (padded(t.shape) for t in workload.inputs[2:])
+    return all((x[0], *x[2:]) in ((1, 1, 1), (n, h, w)) for x in shapes)
 
 
 def copies(s: Conv) -> tuple[int, ...]:

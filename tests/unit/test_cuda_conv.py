@@ -11,6 +11,8 @@ from cuda_conv_check import CASES, SAME3, check, feeds, with_constant_map
 from dsl_cuda_check import H200, compiled, emulated
 from test_family_conv import conv
 
+from wpk.core.pointwise import parse
+from wpk.core.tensor import TensorType, from_layout, to_layout
 from wpk.dsl.codegen.cuda import emit
 from wpk.dsl.verify import verify
 from wpk.kernels.cuda.conv import CudaConv
@@ -75,6 +77,23 @@ def test_constants_of_any_shape_that_broadcasts(layout: str) -> None:
     got, acc = emulated(kernels[0], [physical, *packed]), emulated(kernels[1], [physical, packed[0]])
     want = np.maximum((acc.reshape(w.outputs[0].physical) + turn(bias)) * turn(factor) + turn(shift), 0)
     np.testing.assert_allclose(got.reshape(want.shape), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_factor_of_each_image_and_channel(layout: str) -> None:
+    w = conv((2, 8, 5, 4), 12, 1, layouts=(layout, layout))
+    factor = TensorType("float32", (2, 12, 1, 1), layout)
+    w = replace(w, inputs=(*w.inputs, factor), epilogue=parse("mul(add(acc,in2),in3)"))
+    assert FAMILY.matches(w, H200) is None
+    x, weights, bias, scale = feeds(w, 3)
+    config = FAMILY.space(w, H200).default()
+    physical = [to_layout(a, layout) for a in (x, scale)]
+    kernel = FAMILY.build(w, config, H200).kernel
+    packed = FAMILY.pack(w, config, [weights, bias], H200)
+    arrays = [a.reshape(p.shape) for a, p in zip((physical[0], *packed, physical[1]), kernel.params, strict=False)]
+    want = (np.einsum("nchw,kc->nkhw", x, weights[:, :, 0, 0]) + bias) * scale
+    got = from_layout(emulated(kernel, arrays), w.outputs[0].shape, layout)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
