@@ -26,6 +26,7 @@ _FAMILIES = {
     "norm": "Norm",
     "reduce_axes": "ReduceAxes",
     "gather": "Gather",
+    "resize": "Resize",
 }
 
 

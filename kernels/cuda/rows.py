@@ -137,10 +137,10 @@ def share_steps(name: str, tile: RowTile, block: tuple[str, str] = ("out", "rb")
     """The stages of :func:`shares`, in shared memory at a block loop."""
     part, share, loads = f"{name}_part", f"{name}_share", f"{name}_x"
     many = tile.turns > UNROLLED
-    turns: tuple[str, ...] = ("j_o", "j_u") if many else ("j",)
+    turns = ("j_o", "j_u") if many else ("j",)
     plan: list[Step] = [
         ComputeAt(part, *block, "block"), Reorder(part, ("rb", "ri", "t")), *_threads(part, ("ri", "t")),
-        ComputeAt(share, part, "thread", "register"), *([Split(share, "j", UNROLLED, *turns)] if many else []),
+        ComputeAt(share, part, "thread", "register"), *([Split(share, "j", UNROLLED, "j_o", "j_u")] if many else []),
         Reorder(share, ("rb", "ri", "t", *turns, "v")), Unroll(share, turns[-1]), Unroll(share, "v"),
         ComputeAt(loads, share, "j_o", "register") if many else ComputeAt(loads, part, "thread", "register"),
         Unroll(loads, "j"), Vectorize(loads, "v"),

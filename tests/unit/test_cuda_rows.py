@@ -20,15 +20,18 @@ from test_family_norm import (
     reduce,
     reduce_reference,
 )
+from test_family_resize import resize
 
 from wpk.core.pointwise import parse
-from wpk.core.tensor import TensorType
+from wpk.core.tensor import TensorType, to_layout
 from wpk.core.workload import Workload
 from wpk.kernels.cuda.eltwise import CudaEltwise
 from wpk.kernels.cuda.gather import CudaGather
 from wpk.kernels.cuda.norm import CudaNorm
 from wpk.kernels.cuda.reduce import CudaReduce
+from wpk.kernels.cuda.resize import CudaResize
 from wpk.kernels.family import Family
+from wpk.providers.reference import reference_output
 
 H, B = "float16", "bfloat16"
 
@@ -126,3 +129,14 @@ def test_declines() -> None:
     assert "layout ROW" in (CudaReduce().matches(reduce(tensor(2, 16, 2, 2, layout="NHWC"), (1,), "sum"), H200) or "")
     integers = gather(TensorType("int64", (2, 4)), TensorType("int64", (1,)), 0)
     assert "expected floats" in (CudaGather().matches(integers, H200) or "")
+
+
+@pytest.mark.parametrize("layout", ["ROW", "NHWC"])
+@pytest.mark.parametrize("kind", ["linear", "nearest"])
+def test_resizes(kind: str, layout: str) -> None:
+    workload = resize((9, 7), "half_pixel", kind, "floor" if kind == "nearest" else "", layout, 8)
+    feeds = random_feeds(workload)
+    want = to_layout(reference_output(workload, feeds)[0], layout)
+    check(CudaResize(), workload, [to_layout(feeds[0], layout)], want, 2e-6)
+    half = stored(workload, H)
+    check(CudaResize(), half, [to_layout(feeds[0], layout).astype(H)], want, 2e-3, samples=0)

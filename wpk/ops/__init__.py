@@ -15,6 +15,7 @@ from wpk.ops.norm import LRN, NORM, SOFTMAX
 from wpk.ops.opaque import ONNX, REGION
 from wpk.ops.pool import POOL
 from wpk.ops.reduce import REDUCE
+from wpk.ops.resize import RESIZE
 
 OPERATORS: dict[str, Operator] = {
     op.name: op
@@ -28,6 +29,7 @@ OPERATORS: dict[str, Operator] = {
         NORM,
         REDUCE,
         GATHER,
+        RESIZE,
         ELTWISE,
         TRANSPOSE,
         CONCAT,
