@@ -80,6 +80,17 @@ def test_a_value_that_both_kinds_read_is_cast_once(graph: Graph) -> None:
     assert distance(evaluate(made, FEEDS), evaluate(graph, FEEDS)) < 2e-3
 
 
+def test_an_output_that_lowered_nodes_read_is_read_before_its_cast(tmp_path: Path) -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], ["p"]), node("Softmax", ["p"], ["q"], axis=-1), node("MatMul", ["q", "v"], ["y"]),
+    ]  # fmt: skip
+    graph = optimized(make(nodes, {"x": (4, 16)}, ["y", "q"], {"w": normal(16, 16), "v": normal(16, 8)}), tmp_path)
+    made = lowered(graph, "fp16")
+    last = next(n for n in made.nodes if "y" in n.outputs)
+    assert last.inputs[0] == "q.float16"
+    assert [n.outputs for n in made.nodes if n.inputs == ("q.float16",)] == [("q",)]
+
+
 def test_errors_of_single_nodes_are_those_of_a_few_roundings(graph: Graph) -> None:
     errors = node_errors(graph, graph.nodes, "fp16", FEEDS)
     assert set(errors) == {n.name for n in graph.nodes}

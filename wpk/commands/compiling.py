@@ -63,8 +63,9 @@ def cross_compile(
     out.print(explaining.table(found, f"{plan.model}: {len(found)} steps for {where}, plan {plan.hash}", _SLOWEST_SHORT))
     for name, steps, _ in explaining.summary(found):
         out.print(Text(f"{name}: {steps} steps"))
-    known = sum(c.seconds is not None for c in plan.choices)
-    said = f"{known} of {len(plan.choices)} choices rest on measurements, the others on first guesses; nothing was run or checked"
+    made = [c for c in plan.choices if c.provider != "move"]
+    known = sum(c.seconds is not None for c in made)
+    said = f"{known} of {len(made)} choices rest on measurements, the others on first guesses; nothing was run or checked"
     out.print(Text(said))
     for line in precision_lines(plan):
         out.print(Text(line), soft_wrap=True)

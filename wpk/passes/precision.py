@@ -104,7 +104,7 @@ class _Lowering:
             return value
         if node.op in _MIXED:
             return value
-        inner = f"{value}.{self.dtype}"
+        inner = self.casts[value, self.dtype] = f"{value}.{self.dtype}"  # what lowered readers want
         self.types[inner] = replace(self.types[value], dtype=self.dtype)
         return inner
 

@@ -31,6 +31,8 @@ _CALL = 1e-6
 
 #: The same of a GPU: float32 lanes of a multiprocessor, the share of its peaks that a middling kernel reaches, a kernel's start.
 _GPU_LANES, _GPU_SHARE, _GPU_CALL = 128, 0.3, 2e-6
+#: How much longer a convolution may take whose operands tensor cores must gather.
+_STRIDED = 2.0
 
 #: Seconds from one native segment to the next through Python, the pool's threads asleep in between.
 SEGMENT = 20e-6
@@ -202,10 +204,17 @@ def move(node: Node, w: Workload, target: Target) -> Implementation | None:
     return Implementation(w, "move", {}, seconds, True)
 
 
+def _strided(workload: Workload) -> bool:
+    """True for a convolution on tensor cores whose sums do not run along memory: they take whole rows of channels."""
+    lower = workload.inputs[0].dtype != "float32" or dict(workload.attrs).get("precision") == "tf32"
+    return workload.op == "conv" and lower and workload.inputs[0].layout == "ROW"
+
+
 def estimate(workload: Workload, target: Target) -> float:
     """Seconds of a middling implementation: only for choosing where nothing is measured."""
     cost, cores = work(workload), max(target.threads, 1)
     if target.gpu is not None:
         flops = _GPU_SHARE * 2 * _GPU_LANES * target.gpu.sms * target.gpu.clock_hz
-        return max(cost.flops / flops, cost.nbytes / (_GPU_SHARE * target.gpu.memory_bandwidth)) + _GPU_CALL
+        seconds = max(cost.flops / flops, cost.nbytes / (_GPU_SHARE * target.gpu.memory_bandwidth))
+        return (_STRIDED if _strided(workload) else 1.0) * seconds + _GPU_CALL
     return cost.flops / (_FLOPS_A_LANE * target.lanes * cores) + cost.nbytes / (_BYTES * cores) + _CALL
