@@ -77,7 +77,9 @@ class _Functions:
                 f.declare(0, f"{b.ctype} *__restrict__ {b.name} = ({b.ctype} *)(workspace + {at});")
         f.body((stmt,))
         symbol = f"{self.symbol}_{len(self.launches)}"
-        bounds = f"__launch_bounds__({threads}{f', {f.min_blocks}' if f.min_blocks > 1 else ''})"
+        # With no number of blocks the compiler spills a little where one more would fit: said where tiles are in registers.
+        blocks = f", {f.min_blocks}" if f.min_blocks > 1 or shared_bytes else ""
+        bounds = f"__launch_bounds__({threads}{blocks})"
         dynamic = ["  extern __shared__ __align__(1024) unsigned char wpk_shared[];"] if shared_bytes else []
         self.texts += [
             f'extern "C" __global__ void {bounds}',

@@ -74,7 +74,7 @@ static __device__ __forceinline__ void mma_tile(D *d, const T *a, int a_at, cons
 }
 
 
-extern "C" __global__ void __launch_bounds__(64)
+extern "C" __global__ void __launch_bounds__(64, 1)
 bf16_gemm_mma_32x32x32__sm_90a_0(const bf16 *__restrict__ a, const bf16 *__restrict__ b, bf16 *__restrict__ out, char *__restrict__ workspace) {
   extern __shared__ __align__(1024) unsigned char wpk_shared[];
   const int out_tile = blockIdx.x;
