@@ -61,7 +61,8 @@ def algorithm(workload: Workload, s: Shape) -> Algorithm:
         whole = Select(axes[at].var * block + axes[-1].var < channels, whole, ZERO)
     types = [t.dtype for t in workload.inputs]
     params = [Buffer(f"x{i}", shape, stored(types[i])) for i, shape in enumerate(s.operands)]
-    out = Buffer("out", s.extents, workload.outputs[0].dtype, access="out")
+    out = Buffer("out", s.extents, stored(workload.outputs[0].dtype), access="out")
+    whole = Cast("uint8", whole) if out.dtype == "uint8" else whole
     return Algorithm("eltwise", (*params, out), (Stage("out", axes, whole, dtype=out.dtype),))
 
 
@@ -128,7 +129,7 @@ class CudaEltwise:
             return f"op is {workload.op} for {target.arch}, expected eltwise with an expression for cuda"
         w = in_rows(workload)
         out = w.outputs[0]
-        if out.dtype not in FLOATS or 0 in out.shape:
+        if out.dtype not in (*FLOATS, "bool") or 0 in out.shape:
             return f"output {out}, expected non-empty floats"
         for i, t in enumerate(w.inputs):
             found = spread(t, out, i in w.constants)
@@ -146,7 +147,7 @@ class CudaEltwise:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""
         w = in_rows(workload)
         s = shape_of(w)
-        short = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[w.outputs[0].dtype]
+        short = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "bool": "bool"}[w.outputs[0].dtype]
         name = f"{short}_eltwise_{'x'.join(map(str, s.extents))}__{target.isa}"
         kernel = lower(schedule(algorithm(w, s), steps(s, config)), name)
         inputs = enumerate(workload.inputs)

@@ -231,10 +231,10 @@ def first_configs(p: Product, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[C
     for tile_m, tile_n, lanes, warps_m, warps_n in shapes:
         tile: Config = {
             **base, "tile_m": tile_m, "tile_n": tile_n, "lanes_m": lanes, "warps_m": warps_m, "warps_n": warps_n,
-            "tile_k": max(int(k) for k in allowed["tile_k"] if int(k) <= 16),
+            "tile_k": max(int(k) for k in allowed["tile_k"] if int(k) <= 16), "stages": 3,
         }  # fmt: skip
         parts = [{**tile, "split_k": s, "slices": n} for s in allowed["split_k"] for n in allowed["slices"]]
-        found += cheapest(parts, lambda c: cost(p, gpu, c), limits)
+        found += cheapest([c for c in parts if tile_of(c).threads <= 256], lambda c: cost(p, gpu, c), limits)
     return tuple(sorted(found, key=lambda c: cost(p, gpu, c)))
 
 
@@ -249,7 +249,8 @@ def cost(p: Product, gpu: Gpu, c: Config) -> float:
     resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
     m, n = int(c["tile_m"]), int(c["tile_n"])
     rate = 128 / (0.3 + max(1, 3 * (m + n) / (m * n)))  # a vector from shared memory takes as long as three vectors of products
-    return cycles(p, gpu, Block(t.m, t.n, t.k * t.slices, t.split, t.threads, resident, rate, 4 * (t.m + t.n), 0, t.slices))
+    copied, stages = 4 * (t.m + t.n), int(c["stages"])
+    return cycles(p, gpu, Block(t.m, t.n, t.k * t.slices, t.split, t.threads, resident, rate, copied, 0, t.slices, stages))
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------

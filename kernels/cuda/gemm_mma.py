@@ -212,9 +212,10 @@ def first_configs(
     for warps_m, warps_n, rows, columns in shapes:
         tile: Config = {
             **base, "warps_m": warps_m, "warps_n": warps_n, "rows": rows, "columns": columns, "bytes_k": deep,
-            "stages": 4 if deep <= 64 else 3,
         }  # fmt: skip
+        tile["stages"] = 4 if shared_bytes({**tile, "slices": 1}) <= gpu.shared_per_sm // 3 else 3
         parts = [{**tile, "split_k": s, "slices": n} for s in allowed["split_k"] for n in allowed["slices"]]
+        parts = [c for c in parts if tile_of(c, dtype).threads <= 256]
         found += cheapest(parts, lambda c: cost(p, dtype, gpu, c), limits)
     return tuple(sorted(found, key=lambda c: cost(p, dtype, gpu, c)))
 
@@ -224,8 +225,9 @@ def cost(p: Product, dtype: str, gpu: Gpu, c: Config) -> float:
     t, size = tile_of(c, dtype), DTYPE_BYTES[dtype]
     resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
     read = t.threads // WARP * (16 * t.rows + 8 * t.columns) * size
-    copied = (t.m + t.n) * size
-    block = Block(t.m, t.n, t.k * t.slices, t.split, t.threads, resident, RATE_BYTES / size, copied, read // t.slices, t.slices)
+    copied, stages = (t.m + t.n) * size, int(c["stages"])
+    rate = RATE_BYTES / size
+    block = Block(t.m, t.n, t.k * t.slices, t.split, t.threads, resident, rate, copied, read // t.slices, t.slices, stages)
     return cycles(p, gpu, block)
 
 

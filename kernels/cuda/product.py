@@ -152,25 +152,28 @@ class Block:
     rate: float
     copied: int
     read: int
-    slices: int = 1
+    slices: int
+    stages: int
 
 
 def cycles(p: Product, gpu: Gpu, b: Block) -> float:
     """Rough cycles of a product: the busiest multiprocessor's arithmetic or traffic, waiting, and the sum of the parts.
 
-    A multiprocessor takes some 40 bytes a cycle from L2 and 128 from shared memory; its schedulers idle less the more warps
-    they have. A kernel starts in about 3000 cycles.
+    A multiprocessor takes some 40 bytes a cycle from L2, 700 cycles after asking, and 128 from shared memory; its schedulers
+    idle less the more warps they have. A kernel starts in about 3000 cycles.
     """
     tiles = prod(p.batch) * -(-p.m // b.m) * -(-p.n // b.n)
     mine = -(-tiles * b.split // gpu.sms)
     steps = -(-p.k // (b.k * b.split))
     depth = steps * b.k
-    warps = min(mine, b.resident) * b.threads / 128
+    together, rounds = min(mine, b.resident), -(-mine // b.resident)
+    warps = together * b.threads / 128
     work = max(b.m * b.n / b.rate * (1 + 1 / warps), b.copied / 40, b.read / 128)
-    waiting = -(-mine // b.resident) * (1500 + 100 * steps)
+    waiting = steps * 700 / max(b.stages - 1, 0.5)
+    busy = rounds * (1500 + max(together * depth * work, waiting))
     parts = 8 * b.split * prod(p.batch) * p.m * p.n / (30 * gpu.sms) + 3000
     joined = mine * (b.slices * b.m * b.n / 16 + 1000) if b.slices > 1 else 0
-    return mine * depth * work + waiting + joined + (parts if b.split > 1 else 0)
+    return busy + joined + (parts if b.split > 1 else 0)
 
 
 def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -> int:
