@@ -27,7 +27,9 @@ from wpk.runtime.plan import Arg, BufferSpec, Plan, Port, Step
 from wpk.runtime.runner import Runner
 
 PROBES = """
+#define _GNU_SOURCE
 #include "wpk.h"
+#include <sched.h>
 #include <stdatomic.h>
 /* args: how {n, grain}, visits (one counter an index), wrong (one counter) */
 typedef struct { const int64_t *how; _Atomic int32_t *visits; _Atomic int32_t *wrong; int threads; } cover_call;
@@ -74,6 +76,12 @@ int nest(void *state, void *const *args, void *workspace, const wpk_rt *rt) {
 
 /* Counts the calls that got each argument. */
 int tally(void *state, void *const *args, void *workspace, const wpk_rt *rt) { return ++*(int64_t *)args[0], 0; }
+/* How many cores the calling thread may use. */
+int cores(void *state, void *const *args, void *workspace, const wpk_rt *rt) {
+  cpu_set_t allowed;
+  sched_getaffinity(0, sizeof allowed, &allowed);
+  return *(int64_t *)args[0] = CPU_COUNT(&allowed), 0;
+}
 int refuse(void *state, void *const *args, void *workspace, const wpk_rt *rt) { return 3; }
 """
 
@@ -204,6 +212,19 @@ def test_timing_rotates_through_the_sets(native: Native, probes: binaries.Binary
     assert len(samples) == 18 and all(s >= 0 for s in samples)
     assert counts.tolist() == [7, 7, 7]  # 1 to estimate, 2 to warm up, 18 samples
     pool.close()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core only")
+@pytest.mark.parametrize(("pin", "threads", "held"), [(True, 2, True), (False, 2, False), (True, 1, False)])
+def test_a_pinned_pool_holds_its_caller_while_it_times(
+    native: Native, probes: binaries.Binary, pin: bool, threads: int, held: bool
+) -> None:
+    """Two threads that the system wakes on one core would be timed as one."""
+    pool, count, before = Pool(native, threads, pin), np.zeros(1, np.int64), os.sched_getaffinity(0)
+    native.time(Call(probes.address("cores")), [[address_of(count)]], 0, pool, timing(max_samples=3))
+    pool.close()
+    assert count[0] == (1 if held else len(before))
+    assert os.sched_getaffinity(0) == before
 
 
 def test_short_calls_are_timed_many_at_a_time(native: Native, probes: binaries.Binary) -> None:

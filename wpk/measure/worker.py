@@ -53,8 +53,10 @@ def main(arguments: list[str]) -> None:
 def _machine(kind: str, arguments: list[str]) -> Bench:
     """What candidates run on."""
     if kind == "cpu":
-        native = load_native(Path(arguments[0]))
-        return Machine(native, Pool(native, int(arguments[1])), Pool(native, 1))
+        native, threads = load_native(Path(arguments[0])), int(arguments[1])
+        # with cores to spare, the first ones may be two halves of one
+        every = threads >= len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else False
+        return Machine(native, Pool(native, threads, pin=every), Pool(native, 1))
     from wpk.measure.gpu import GpuMachine, emulated_machine  # with the libraries of a GPU
 
     return emulated_machine(json.loads(arguments[0])) if kind == "emulated" else GpuMachine(open_device(int(arguments[0])))

@@ -13,7 +13,7 @@
 #include "wpk_runtime.h"
 
 /* Spinning bridges the serial gaps between the loops of one inference; longer gaps are better slept through. */
-static const double COLD_SPIN = 60e-6, HOT_SPIN = 2e-3, QUIET_SPIN = 0;
+static const double COLD_SPIN = 60e-6, HOT_SPIN = 2e-3, QUIET_SPIN = 0, ASSEMBLY = 5e-3;
 enum { CHECK_EVERY = 64, YIELD_AFTER = 4096, CHUNKS_A_CLAIM = 64, OPEN = 1u << 31, LINE = 64 };
 
 typedef struct { /* one thread's chunks: next to claim, and the end */
@@ -31,7 +31,10 @@ struct wpk_pool {
   share *shares;
   pthread_t *workers;
   seat *seats;
-  int started, pin;
+  int started, pin, held;
+#ifdef __linux__
+  cpu_set_t before; /* of the caller, while it is held */
+#endif
   _Alignas(LINE) _Atomic uint64_t epoch; /* workers watch this */
   _Alignas(LINE) _Atomic uint32_t members; /* OPEN, plus the workers inside the loop */
   _Alignas(LINE) _Atomic int busy, hot, quiet, stop;
@@ -107,6 +110,7 @@ static void await_news(wpk_pool *p, uint64_t seen) {
   }
 }
 
+/* On systems that have no affinity, nothing is pinned. */
 static void pin_thread(int index) {
 #ifdef __linux__
   cpu_set_t allowed, one;
@@ -193,6 +197,26 @@ void wpk_pool_hot(wpk_pool *p, int hot) {
 }
 
 void wpk_pool_quiet(wpk_pool *p) { atomic_store(&p->quiet, 1); }
+
+/* The system wakes a thread where the one that woke it runs, and moves it apart after milliseconds: longer than many
+   kernels are timed for. */
+void wpk_pool_assemble(wpk_pool *p) {
+  if (p->rt.threads == 1) return;
+#ifdef __linux__
+  p->held = p->pin && !sched_getaffinity(0, sizeof p->before, &p->before);
+  if (p->held) pin_thread(0);
+#endif
+  wpk_pool_hot(p, 1);
+  for (double start = wpk_now(); atomic_load(&p->sleepers) && wpk_now() - start < ASSEMBLY;) relax();
+}
+
+void wpk_pool_dismiss(wpk_pool *p) {
+  wpk_pool_hot(p, 0);
+#ifdef __linux__
+  if (p->held) pthread_setaffinity_np(pthread_self(), sizeof p->before, &p->before);
+#endif
+  p->held = 0;
+}
 
 const wpk_rt *wpk_pool_rt(wpk_pool *p) { return &p->rt; }
 

@@ -80,9 +80,9 @@ static int sample(target *t, const wpk_timing *how, double *samples) {
 int wpk_time(wpk_fn fn, void *state, void *const *args, int n_args, int n_sets, void *workspace, const wpk_rt *rt,
              const wpk_timing *how, double *samples) {
   target t = {fn, state, workspace, args, rt, n_args, n_sets, 0, 0};
-  wpk_pool_hot((wpk_pool *)rt, 1);
+  wpk_pool_assemble((wpk_pool *)rt);
   int n = sample(&t, how, samples);
-  wpk_pool_hot((wpk_pool *)rt, 0);
+  wpk_pool_dismiss((wpk_pool *)rt);
   return n;
 }
 

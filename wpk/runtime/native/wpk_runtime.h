@@ -22,6 +22,10 @@ const wpk_rt *wpk_pool_rt(wpk_pool *pool);
 void wpk_pool_hot(wpk_pool *pool, int hot);
 /* Puts the workers to sleep at once: before code that has threads of its own. */
 void wpk_pool_quiet(wpk_pool *pool);
+/* For timing: every thread at work and on its own core. A pool whose workers are pinned pins the caller too, until
+   `dismiss`; then waits, for some milliseconds at most, until all workers are awake. */
+void wpk_pool_assemble(wpk_pool *pool);
+void wpk_pool_dismiss(wpk_pool *pool);
 
 /* executor.c: a prepared plan. Argument k of step i is bases[arg_base[j]] + arg_offset[j] with j = arg_start[i] + k;
    arrays are copied. Runs steps first <= i < last; returns 0, or the code of the step that failed, its index in
