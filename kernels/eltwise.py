@@ -106,7 +106,10 @@ def algorithm(workload: Workload, s: Shape) -> Algorithm:
         at, block, channels = s.channels
         whole = Select(axes[at].var * block + axes[-1].var < channels, whole, ZERO)
     params = [Buffer(f"x{i}", shape, stored(workload, i)) for i, shape in enumerate(s.operands)]
-    return Algorithm("eltwise", (*params, Buffer("out", s.extents, access="out")), (Stage("out", axes, whole),))
+    out = Buffer("out", s.extents, access="out")
+    if workload.outputs[0].dtype == "bool":
+        out, whole = Buffer("out", s.extents, "uint8", access="out"), Cast("uint8", whole)
+    return Algorithm("eltwise", (*params, out), (Stage("out", axes, whole, dtype=out.dtype),))
 
 
 def stored(workload: Workload, i: int) -> str:
@@ -208,7 +211,7 @@ class Eltwise:
         if workload.op != "eltwise" or workload.epilogue is None:
             return f"op is {workload.op}, expected eltwise with an expression"
         out = workload.outputs[0]
-        if out.dtype != "float32" or 0 in out.shape or out.layout == "NHWC":
+        if (out.dtype != "float32" and (out.dtype, out.layout) != ("bool", "ROW")) or 0 in out.shape or out.layout == "NHWC":
             return f"output {out}, expected non-empty float32 in layout ROW or channel-blocked"
         for i, t in enumerate(workload.inputs):
             found = spread(t, out, i in workload.constants)

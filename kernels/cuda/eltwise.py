@@ -166,6 +166,6 @@ class CudaEltwise:
 
 
 def _packed(array: np.ndarray, out: TensorType) -> np.ndarray:
-    value = array.reshape(padded(array.shape, len(out.shape)))
+    value = (array.view(np.uint8) if array.dtype == np.bool_ else array).reshape(padded(array.shape, len(out.shape)))
     blocked = out.layout != "ROW" and value.shape[1] > 1
     return to_layout(value, out.layout) if blocked else np.ascontiguousarray(value)

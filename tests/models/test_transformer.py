@@ -22,6 +22,7 @@ WORDS, LENGTH, HIDDEN, HEADS = 50, 12, 64, 2
 class Writer:
     """An ONNX graph being written, one node after another."""
 
+    causal: bool = False
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
@@ -70,6 +71,9 @@ class Writer:
         k = self.heads(self.linear(x, HIDDEN), [0, 2, 3, 1])
         v = self.heads(self.linear(x, HIDDEN), [0, 2, 1, 3])
         scores = self.op("Div", self.op("MatMul", q, k), sqrt(HIDDEN / HEADS))
+        if self.causal:
+            later = np.triu(np.ones((1, 1, LENGTH, LENGTH), bool), 1)
+            scores = self.op("Where", later, -1e9, scores)
         weights = self.op("Softmax", self.op("Add", scores, mask), axis=-1)
         mixed = self.op("Transpose", self.op("MatMul", weights, v), perm=[0, 2, 1, 3])
         return self.linear(self.op("Reshape", mixed, np.array([0, 0, HIDDEN])), HIDDEN)
@@ -82,11 +86,17 @@ class Writer:
         return self.layer_norm(self.op("Add", out, x))
 
 
-def encoder(layers: int = 2, opset: int = 14) -> onnx.ModelProto:
-    """Embeddings of ``ids``, a mask of integers, the layers, a pooled first token."""
-    w = Writer()
+def encoder(layers: int = 2, opset: int = 14, style: str = "bert") -> onnx.ModelProto:
+    """Embeddings of ``ids``, a mask of integers, the layers, a pooled first token.
+
+    ``style`` ``where``: the mask is a choice by a condition, and each token sees only those before it.
+    """
+    w = Writer(style == "where")
     mask = w.op("Unsqueeze", w.op("Unsqueeze", "mask", np.array([1])), np.array([2]))
-    mask = w.op("Mul", w.op("Sub", 1.0, w.op("Cast", mask, to=TensorProto.FLOAT)), -10000.0)
+    if style == "where":
+        mask = w.op("Where", w.op("Not", w.op("Cast", mask, to=TensorProto.BOOL)), -1e9, 0.0)
+    else:
+        mask = w.op("Mul", w.op("Sub", 1.0, w.op("Cast", mask, to=TensorProto.FLOAT)), -10000.0)
     x = w.op("Gather", w.weight(WORDS, HIDDEN, scale=1.0), "ids", axis=0)
     x = w.layer_norm(w.op("Add", x, w.weight(1, LENGTH, HIDDEN)))
     for _ in range(layers):
@@ -100,13 +110,16 @@ def encoder(layers: int = 2, opset: int = 14) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-@pytest.mark.parametrize("providers", [("generated",), None], ids=str)
-def test_an_encoder_has_no_region(providers: tuple[str, ...] | None) -> None:
-    model = encoder()
+@pytest.mark.parametrize(
+    ("providers", "style"), [(("generated",), "bert"), (("generated",), "where"), (None, "bert")], ids=str
+)
+def test_an_encoder_has_no_region(providers: tuple[str, ...] | None, style: str) -> None:
+    model = encoder(style=style)
     options = Options(budget=0.0, threads=2) if providers is None else Options(budget=0.0, threads=2, providers=providers)
     made = build(model, options)
     ops = [c.op for c in made.parts.plan.choices]
     assert ops.count("norm") == 5 and ops.count("gather") == 1 and ops.count("softmax") == 2
+    assert ops.count("eltwise") == 2  # the mask and the sum of embeddings: all else is somebody's epilogue
     assert not {"onnx", "region", "reduce"} & set(ops)
     assert not any(s.kind == "onnxruntime" for s in made.parts.plan.steps)
     mask = np.ones((1, LENGTH), np.int64)

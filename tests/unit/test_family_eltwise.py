@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from family_check import Case, check_family, configs_of, evaluate, target, tensor
+from family_check import Case, call, check_family, configs_of, evaluate, target, tensor
 
 from wpk.core.pointwise import parse
 from wpk.core.tensor import TensorType
@@ -107,3 +107,15 @@ def test_integers_are_read_as_float32(dtype: str) -> None:
     feeds = [rng.integers(0, 2, mask.shape).astype(dtype), rng.standard_normal(x.shape, np.float32)]
     exact = dtype != "bool"  # which the interpreter does not take for a byte
     check_family(Eltwise(), workload, reference, feeds=feeds, interpret_too=exact)
+
+
+def test_a_comparison_is_stored_as_bytes() -> None:
+    out = TensorType("bool", (5, 43))
+    workload = eltwise("lt(in0,in1)", out, tensor(5, 43), tensor(43))
+    rng = np.random.default_rng(4)
+    feeds = [rng.standard_normal(t.shape, np.float32) for t in workload.inputs]
+    for config in configs_of(Eltwise(), workload, 3):
+        built = Eltwise().build(workload, config, target())
+        found = np.full(out.shape, 7, np.uint8)
+        call(built, [*feeds, found])
+        np.testing.assert_array_equal(found, (feeds[0] < feeds[1]).astype(np.uint8))

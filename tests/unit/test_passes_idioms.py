@@ -116,4 +116,46 @@ def test_expand_and_where(tmp_path: Path) -> None:
 def test_a_condition_may_be_computed(tmp_path: Path) -> None:
     nodes = [node("Less", ["x", "z"], ["c"]), node("Where", ["c", "x", "z"], ["y"])]
     graph = optimized(make(nodes, {"x": [3, 4]}, ["y"], {"z": np.zeros((), np.float32)}), tmp_path)
-    assert ops(graph) == ["region", "eltwise"]
+    assert ops(graph) == ["eltwise"]
+
+
+@pytest.mark.parametrize("op", ["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"])
+def test_comparisons(op: str, tmp_path: Path) -> None:
+    nodes = [node(op, ["x", "z"], ["c"]), node("Not", ["c"], ["n"]), node("Where", ["n", "x", "z"], ["y"])]
+    model = make(nodes, {"x": [3, 4]}, ["y", "c"], {"z": np.zeros((), np.float32)})
+    assert ops(optimized(model, tmp_path)) == ["eltwise", "eltwise"]
+
+
+@pytest.mark.parametrize("op", ["And", "Or", "Xor"])
+def test_logic_of_masks(op: str, tmp_path: Path) -> None:
+    constants = {"k": np.array(3), "s": np.array([2, 4, 4]), "zero": np.zeros((), np.float32), "axes": np.array([1])}
+    nodes = [
+        node("Unsqueeze", ["i", "axes"], ["u"]), node("Equal", ["u", "k"], ["e"]), node("Cast", ["u"], ["b"], to=9),
+        node(op, ["e", "b"], ["m"]), node("Expand", ["m", "s"], ["w"]), node("Where", ["w", "zero", "zero"], ["z"]),
+        node("Cast", ["w"], ["f"], to=1), node("Add", ["z", "f"], ["y"]),
+    ]  # fmt: skip
+    model = make(nodes, {"i": [2, 4]}, ["y"], constants, dtype=onnx.TensorProto.INT64)
+    assert set(ops(optimized(model, tmp_path))) == {"view", "eltwise"}
+
+
+def test_a_product_does_not_become_a_bool(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w"], ["p"]), node("Less", ["p", "z"], ["y"])]
+    model = make(nodes, {"x": [3, 4]}, ["y"], {"w": normal(4, 5), "z": np.zeros((), np.float32)})
+    assert ops(optimized(model, tmp_path)) == ["gemm", "eltwise"]
+
+
+def test_large_integers_are_compared_by_onnxruntime(tmp_path: Path) -> None:
+    model = make([node("Equal", ["i", "k"], ["y"])], {"i": [4]}, ["y"], {"k": np.array(1 << 40)}, dtype=onnx.TensorProto.INT64)
+    assert ops(optimized(model, tmp_path)) == ["region"]
+
+
+def test_a_product_takes_a_mask_that_broadcasts(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["q", "k"], ["p"]), node("Add", ["p", "m"], ["y"])]
+    model = make(nodes, {"q": [2, 3, 4, 8], "k": [2, 3, 8, 4], "m": [2, 1, 1, 4]}, ["y"])
+    assert ops(optimized(model, tmp_path)) == ["matmul"]
+
+
+def test_a_slice_of_several_axes(tmp_path: Path) -> None:
+    constants = {"a": np.array([1, 0, -2]), "b": np.array([3, 9, 9]), "axes": np.array([0, 1, 2])}
+    model = make([node("Slice", ["x", *constants], ["y"])], {"x": [4, 3, 5]}, ["y"], constants)
+    assert ops(optimized(model, tmp_path)) == ["split", "split"]

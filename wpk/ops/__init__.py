@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from wpk.core.workload import Workload
 from wpk.ops.base import READ, Builder, Foreign, Layouts, Lift, Operator, Speller, Work, epilogue_flops, own
 from wpk.ops.conv import CONV
-from wpk.ops.eltwise import ELTWISE, spell_point
+from wpk.ops.eltwise import ELTWISE, LOGIC, spell_point
 from wpk.ops.gather import GATHER
 from wpk.ops.gemm import GEMM, MATMUL
 from wpk.ops.move import CONCAT, CONVERT, SPLIT, TRANSPOSE, VIEW
@@ -43,7 +43,7 @@ OPERATORS: dict[str, Operator] = {
 #: ONNX op of the default domain → its translation
 LIFTS: dict[str, Lift] = {name: lift for op in OPERATORS.values() for name, lift in op.lifts.items()}
 #: ONNX ops whose translation looks at dtypes itself; all others are of float32 throughout
-ANY_DTYPE = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Expand", "Cast", "Gather", "Where"}
+ANY_DTYPE = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Expand", "Cast", "Gather", "Where"} | set(LOGIC)
 #: layouts offered when nothing is said about the target
 LAYOUTS = ("NCHW16c", "NCHW8c")
 

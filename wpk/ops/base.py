@@ -236,8 +236,9 @@ def epilogue_flops(workload: Workload) -> float:
 
 
 def eltwise(
-    f: Foreign, b: Builder, point: Point, inputs: Sequence[str], shape: Shape, output: str, final: bool = True
-) -> str:
+    f: Foreign, b: Builder, point: Point, inputs: Sequence[str], shape: Shape, output: str, final: bool = True,
+    dtype: str = "float32",
+) -> str:  # fmt: skip
     """Emit an eltwise node: scalar constants become literals, other constants take the output's rank."""
     known = {**f.constants, **b.constants}
     types = {**f.types, **b.types}
@@ -260,4 +261,4 @@ def eltwise(
             operands.append(name)
         leaves[index] = Input(operands.index(name))
     renamed = substitute(point, lambda leaf: leaves[leaf.index] if isinstance(leaf, Input) else leaf)
-    return b.emit("eltwise", operands, shape, output, renamed, final)
+    return b.emit("eltwise", operands, shape, output, renamed, final, dtype)

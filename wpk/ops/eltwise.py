@@ -12,7 +12,7 @@ import numpy as np
 from wpk.core.pointwise import Acc, Apply, Input, Literal, Point, apply
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
-from wpk.ops.base import Builder, Foreign, Lift, Operator, Shape, Speller, eltwise, one_layout
+from wpk.ops.base import READ, Builder, Foreign, Lift, Operator, Shape, Speller, eltwise, one_layout
 
 X, Y = Input(0), Input(1)
 ONE = Literal(1.0)
@@ -80,6 +80,16 @@ FORMULAS: dict[str, Callable[[Mapping[str, Any]], Point]] = {
     "Mish": lambda a: apply("mul", X, apply("tanh", _softplus(X))),
     "ThresholdedRelu": lambda a: apply("where", apply("lt", Literal(float(a.get("alpha", 1.0))), X), X, Literal(0.0)),
     "Gelu": lambda a: _gelu(X, str(a.get("approximate", "none"))),
+}  # fmt: skip
+
+
+#: integers up to here are float32 numbers
+EXACT = 1 << 24
+#: ONNX ops that give a bool, as expressions of ones and zeros
+LOGIC: dict[str, Point] = {
+    "Equal": apply("eq", X, Y), "Less": apply("lt", X, Y), "LessOrEqual": apply("le", X, Y),
+    "Greater": apply("lt", Y, X), "GreaterOrEqual": apply("le", Y, X), "Not": apply("eq", X, Literal(0.0)),
+    "And": apply("mul", X, Y), "Or": apply("max", X, Y), "Xor": apply("abs", apply("sub", X, Y)),
 }  # fmt: skip
 
 
@@ -157,6 +167,20 @@ def lift_where(f: Foreign, b: Builder) -> str | None:
     return None
 
 
+def lift_logic(f: Foreign, b: Builder) -> str | None:
+    """Comparisons and logic: expressions of ones and zeros, stored as bool.
+
+    Integers are compared as float32, which is exact with a constant below 2^24 on one side: then nothing else rounds to it.
+    """
+    dtypes = {f.types[v].dtype for v in f.inputs}
+    known = [a for a in (f.constant(i) for i in range(len(f.inputs))) if a is not None]
+    small = any(bool((np.abs(a.astype(np.float64)) < EXACT).all()) for a in known)
+    if not dtypes <= set(READ) or (dtypes & {"int64", "int32"} and not small):
+        return f"{' and '.join(sorted(dtypes))}, expected floats, or integers and a small constant"
+    eltwise(f, b, LOGIC[f.op_type], f.inputs, f.out.shape, f.outputs[0], dtype="bool")
+    return None
+
+
 def lift_batch_norm(f: Foreign, b: Builder) -> str | None:
     """BatchNormalization at inference: a scale and a shift for each channel."""
     parameters = [f.constant(i) for i in range(1, 5)]
@@ -218,7 +242,10 @@ def _spell_compare(s: Speller, op: str, args: list[str]) -> str:
 def spell(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> None:
     """The expression."""
     assert w.epilogue is not None
-    spell_point(s, w.epilogue, "", ins, outs[0])
+    if w.outputs[0].dtype == "bool":
+        s.op("Cast", (spell_point(s, w.epilogue, "", ins),), outs[0], to=9)
+    else:
+        spell_point(s, w.epilogue, "", ins, outs[0])
 
 
 def _flops(w: Workload) -> float:
@@ -231,7 +258,7 @@ LIFTS: dict[str, Lift] = {
     **dict.fromkeys(FORMULAS, lift_formula),
     **dict.fromkeys((*VARIADIC, "Mean"), lift_variadic),
     "Pow": lift_pow, "Clip": lift_clip, "PRelu": lift_prelu, "BatchNormalization": lift_batch_norm,
-    "Where": lift_where,
+    "Where": lift_where, **dict.fromkeys(LOGIC, lift_logic),
 }  # fmt: skip
 
 ELTWISE = Operator("eltwise", "elementwise", 0, (), shapes, _flops, one_layout, spell, LIFTS)

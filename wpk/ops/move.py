@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from wpk.core.pointwise import Input, apply
+from wpk.core.pointwise import Input, Literal, apply
 from wpk.core.tensor import DTYPE_BYTES, TensorType, channel_block
 from wpk.core.workload import Workload
 from wpk.ops.base import READ, Builder, Foreign, Layouts, Operator, Shape, Speller, one_layout, row_only
@@ -88,9 +88,10 @@ def lift_cast(f: Foreign, b: Builder) -> str | None:
     """Cast to the same dtype: nothing; to float32 an eltwise, which reads all its operands as float32."""
     if f.type(0).dtype == f.out.dtype:
         return lift_view(f, b)
-    if f.out.dtype != "float32" or f.type(0).dtype not in READ:
+    if f.out.dtype not in ("float32", "bool") or f.type(0).dtype not in READ:
         return f"{f.type(0).dtype} to {f.out.dtype}"
-    b.emit("eltwise", f.inputs, f.out.shape, f.outputs[0], Input(0), final=True)
+    point = Input(0) if f.out.dtype == "float32" else apply("sub", Literal(1.0), apply("eq", Input(0), Literal(0.0)))
+    b.emit("eltwise", f.inputs, f.out.shape, f.outputs[0], point, final=True, dtype=f.out.dtype)
     return None
 
 
@@ -99,12 +100,12 @@ def lift_expand(f: Foreign, b: Builder) -> str | None:
     x, y = f.type(0), f.out.shape
     if prod(x.shape) == prod(y):
         return lift_view(f, b)
-    if x.dtype != "float32":
+    if x.dtype not in ("float32", "bool"):
         return f"{x} is repeated"
     full = (1,) * (len(y) - len(x.shape)) + x.shape
     zeros = np.zeros([n if k != n else 1 for k, n in zip(full, y, strict=True)], np.float32)
     names = (f.inputs[0], b.constant(zeros, f.outputs[0]))
-    b.emit("eltwise", names, y, f.outputs[0], apply("add", Input(0), Input(1)), final=True)
+    b.emit("eltwise", names, y, f.outputs[0], apply("add", Input(0), Input(1)), final=True, dtype=x.dtype)
     return None
 
 
@@ -130,37 +131,37 @@ def lift_split(f: Foreign, b: Builder) -> str | None:
 
 
 def lift_slice(f: Foreign, b: Builder) -> str | None:
-    """Slice of one axis with step 1: the middle part of a split."""
-    x, y = f.type(0).shape, f.out.shape
-    cut = [i for i, (a, c) in enumerate(zip(x, y, strict=True)) if a != c]
-    start, steps = _slice_start(f, cut), f.constant(4)
-    if start is None or (steps is not None and set(steps.tolist()) != {1}):
-        return "not a contiguous part of one axis"
-    axis, size = cut[0], y[cut[0]]
-    sizes = [start, size, x[axis] - start - size]
-    names = [
-        f.outputs[0] if i == 1 else b.fresh(f.outputs[0]) for i, s in enumerate(sizes) if s > 0 or i == 1
-    ]
-    shapes = [(*x[:axis], s, *x[axis + 1 :]) for i, s in enumerate(sizes) if s > 0 or i == 1]
-    b.split(f.inputs[0], names, shapes, axis)
+    """Slice with step 1: for each axis that is cut, the middle part of a split."""
+    starts = _slice_starts(f)
+    if starts is None or f.out.dtype != "float32":
+        return "not a contiguous part, or not of float32"
+    value, shape = f.inputs[0], f.type(0).shape
+    cut = [i for i, n in enumerate(f.out.shape) if n != shape[i]]
+    for axis in cut:
+        size = f.out.shape[axis]
+        sizes = (starts[axis], size, shape[axis] - starts[axis] - size)
+        final = axis == cut[-1]
+        names = [f.outputs[0] if i == 1 and final else b.fresh(f.outputs[0]) for i in range(3)]
+        parts = [(v, (*shape[:axis], n, *shape[axis + 1 :])) for v, n in zip(names, sizes, strict=True) if n]
+        b.split(value, [v for v, _ in parts], [p for _, p in parts], axis)
+        value, shape = names[1], (*shape[:axis], size, *shape[axis + 1 :])
+    if not cut:
+        b.view(value, shape, f.outputs[0], final=True)
     return None
 
 
-def _slice_start(f: Foreign, cut: list[int]) -> int | None:
-    """Where the one cut axis starts; None when it is not one, or not known."""
+def _slice_starts(f: Foreign) -> dict[int, int] | None:
+    """Where each axis that is named starts; None when that is not known, or a step is not 1."""
     starts = f.constant(1) if f.opset >= 10 else f.attrs.get("starts")
     axes = f.constant(3) if f.opset >= 10 else f.attrs.get("axes")
-    if (
-        len(cut) != 1
-        or starts is None
-        or (f.opset >= 10 and f.has(3) and axes is None)
-        or (f.has(4) and f.constant(4) is None)
-    ):
+    steps = f.constant(4)
+    unknown = any(f.has(i) and f.constant(i) is None for i in (3, 4)) if f.opset >= 10 else False
+    if starts is None or unknown or (steps is not None and set(steps.tolist()) != {1}):
         return None
-    rank = len(f.out.shape)
+    rank, x = len(f.out.shape), f.type(0).shape
     listed = [int(a) % rank for a in (axes if axes is not None else range(len(starts)))]
-    start, extent = int(starts[listed.index(cut[0])]), f.type(0).shape[cut[0]]
-    return min(max(start + extent if start < 0 else start, 0), extent)
+    found = zip(listed, map(int, starts), strict=True)
+    return {a: min(max(start + x[a] if start < 0 else start, 0), x[a]) for a, start in found}
 
 
 def spell_view(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> None:

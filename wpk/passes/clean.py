@@ -121,7 +121,7 @@ class SinkView:
                 continue
             maker = draft.maker(view.inputs[0])
             changes = draft.types[view.inputs[0]] != draft.types[value]
-            if maker is not None and maker.op in ANCHORS and changes:
+            if maker is not None and maker.op in ANCHORS and changes and draft.types[value].dtype == "float32":
                 yield node, view
 
     def check(self, draft: Draft, match: Match) -> str | None:

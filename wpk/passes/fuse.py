@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from wpk.core.pointwise import Acc, Input, Point, size, substitute
 from wpk.graph.graph import Node
 from wpk.ops import OPERATORS
@@ -39,6 +41,8 @@ class FuseEpilogue:
         if reason := draft.shared(value):
             return reason
         shape = draft.types[node.outputs[0]].shape
+        if anchor.op != "eltwise" and draft.types[node.outputs[0]].dtype != draft.types[value].dtype:
+            return f"{node.outputs[0]!r} is {draft.types[node.outputs[0]].dtype}"
         if draft.types[value].shape != shape:
             return f"{value!r} is broadcast from {draft.types[value].shape} to {shape}"
         point = joint(node, anchor)[0]
@@ -61,14 +65,16 @@ class FuseEpilogue:
 def operand_reason(draft: Draft, anchor: Node, value: str, shape: tuple[int, ...]) -> str | None:
     """Why ``anchor`` cannot read ``value`` in its epilogue; None when it can.
 
-    An eltwise reads anything. Others read activations of the output's shape and constants of one value for each channel:
-    (1, C, 1, 1) of images, (1, …, N) of matrices.
+    An eltwise reads anything, a batch of products whatever broadcasts. Others read activations of the output's shape and
+    constants of one value for each channel: (1, C, 1, 1) of images, (1, …, N) of matrices.
     """
     found = draft.types[value]
     if anchor.op == "eltwise":
         return None
     if found.dtype != "float32":
         return f"operand {value!r} is {found.dtype}"
+    if anchor.op == "matmul" and np.broadcast_shapes(found.shape, shape) == shape:
+        return None
     if value not in draft.constants:
         return (
             None
