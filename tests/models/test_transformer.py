@@ -110,6 +110,38 @@ def encoder(layers: int = 2, opset: int = 14, style: str = "bert") -> onnx.Model
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
+def vision_transformer(layers: int = 1) -> onnx.ModelProto:
+    """Patches, a class token, layers with one product for q, k and v, a softmax that is safe from NaN."""
+    w, tokens, size = Writer(), 17, HIDDEN // HEADS
+    x = w.op("Conv", "x", w.weight(HIDDEN, 3, 8, 8), w.weight(HIDDEN), strides=[8, 8])
+    x = w.op("Transpose", w.op("Reshape", x, np.array([0, HIDDEN, -1])), perm=[0, 2, 1])
+    x = w.op("Add", w.op("Concat", w.weight(1, 1, HIDDEN), x, axis=1), w.weight(1, tokens, HIDDEN))
+    for _ in range(layers):
+        h = w.op("LayerNormalization", x, w.weight(HIDDEN, around=1.0), w.weight(HIDDEN))
+        qkv = w.op("Reshape", w.op("MatMul", h, w.weight(HIDDEN, 3 * HIDDEN)), np.array([1, tokens, 3, HEADS, size]))
+        qkv = w.op("Transpose", qkv, perm=[2, 0, 3, 1, 4])
+        q, k, v = (w.op("Gather", qkv, np.array(i), axis=0) for i in range(3))
+        scores = w.op("MatMul", w.op("Mul", q, size**-0.5), w.op("Transpose", k, perm=[0, 1, 3, 2]))
+        weights = w.op("Softmax", scores, axis=-1)
+        weights = w.op("Where", w.op("IsNaN", weights), 0.0, weights)
+        mixed = w.op("Transpose", w.op("MatMul", weights, v), perm=[0, 2, 1, 3])
+        x = w.op("Add", x, w.linear(w.op("Reshape", mixed, np.array([1, tokens, HIDDEN])), HIDDEN))
+    y = w.op("Gemm", w.op("Gather", w.layer_norm(x), np.array(0), axis=1), w.weight(HIDDEN, 10))
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 32])]
+    tensors = [numpy_helper.from_array(a, v) for v, a in w.weights.items()]
+    graph = helper.make_graph(w.nodes, "vit", inputs, [onnx.ValueInfoProto(name=y)], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_vision_transformer_has_no_region() -> None:
+    model = vision_transformer()
+    made = build(model, Options(budget=0.0, threads=2, providers=("generated",)))
+    assert not {"onnx", "region"} & {c.op for c in made.parts.plan.choices}
+    feeds = {"x": np.random.default_rng(1).standard_normal((1, 3, 32, 32), np.float32)}
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert relative_l2(made.runner.run(None, feeds)[0], session.run(None, feeds)[0]) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("providers", "style"), [(("generated",), "bert"), (("generated",), "where"), (None, "bert")], ids=str
 )

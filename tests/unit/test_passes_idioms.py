@@ -76,6 +76,20 @@ def test_the_norms_of_onnx(tmp_path: Path) -> None:
     assert ops(optimized(model, tmp_path)) == ["view", "norm", "view", "eltwise"]
 
 
+def test_group_norm(tmp_path: Path) -> None:
+    constants = {"s": normal(6), "b": normal(6, seed=1)}
+    nodes = [node("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=2)]
+    model = make(nodes, {"x": [2, 6, 4, 4]}, ["y"], constants, opset=21)
+    model.ir_version = 10
+    assert ops(optimized(model, tmp_path)) == ["view", "norm", "view", "eltwise"]
+
+
+def test_not_a_number(tmp_path: Path) -> None:
+    nodes = [node("Log", ["x"], ["l"]), node("IsNaN", ["l"], ["n"]), node("Sign", ["x"], ["s"])]
+    nodes.append(node("Where", ["n", "s", "l"], ["y"]))
+    assert set(ops(optimized(make(nodes, {"x": [3, 40]}, ["y"]), tmp_path))) == {"eltwise"}
+
+
 def test_gelu_is_one_epilogue(tmp_path: Path) -> None:
     constants = {"w": normal(4, 6), "b": normal(6), "r": np.array(2**0.5, np.float32), "half": np.array(0.5, np.float32)}
     nodes = [

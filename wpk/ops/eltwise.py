@@ -79,6 +79,7 @@ FORMULAS: dict[str, Callable[[Mapping[str, Any]], Point]] = {
     "Softsign": lambda a: apply("div", X, apply("add", apply("abs", X), ONE)),
     "Mish": lambda a: apply("mul", X, apply("tanh", _softplus(X))),
     "ThresholdedRelu": lambda a: apply("where", apply("lt", Literal(float(a.get("alpha", 1.0))), X), X, Literal(0.0)),
+    "Sign": lambda a: apply("sub", apply("lt", Literal(0.0), X), apply("lt", X, Literal(0.0))),
     "Gelu": lambda a: _gelu(X, str(a.get("approximate", "none"))),
 }  # fmt: skip
 
@@ -89,6 +90,7 @@ EXACT = 1 << 24
 LOGIC: dict[str, Point] = {
     "Equal": apply("eq", X, Y), "Less": apply("lt", X, Y), "LessOrEqual": apply("le", X, Y),
     "Greater": apply("lt", Y, X), "GreaterOrEqual": apply("le", Y, X), "Not": apply("eq", X, Literal(0.0)),
+    "IsNaN": apply("eq", apply("eq", X, X), Literal(0.0)),
     "And": apply("mul", X, Y), "Or": apply("max", X, Y), "Xor": apply("abs", apply("sub", X, Y)),
 }  # fmt: skip
 

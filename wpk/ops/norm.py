@@ -119,10 +119,13 @@ def scaled(point: Point, operands: int, first: int) -> Point:
     return apply("add", point, Input(first + 1)) if operands > 1 else point
 
 
-def lift_instance_norm(f: Foreign, b: Builder) -> str | None:
-    """InstanceNormalization: each channel of each image is a row."""
+def lift_channel_groups(f: Foreign, b: Builder) -> str | None:
+    """InstanceNormalization and GroupNormalization: each group of channels of each image is a row."""
     n, c, *spatial = f.type(0).shape
-    flat = (n * c, prod(spatial))
+    if f.op_type == "GroupNormalization" and f.opset < 21:
+        return "scale and bias by group, as before opset 21"
+    groups = int(f.attrs.get("num_groups", c))
+    flat = (n * groups, c // groups * prod(spatial))
     rows = b.view(f.inputs[0], flat, f.inputs[0])
     epsilon = float(f.attrs.get("epsilon", 1e-5))
     rows = b.emit("norm", (rows,), flat, f.outputs[0], axis=1, epsilon=epsilon, kind="layer")
@@ -177,6 +180,6 @@ NORM = Operator(
     "norm", "anchor", 1, ("axis", "epsilon", "kind"), shapes, norm_flops, row_only, spell_norm,
     {
         "LayerNormalization": lift_norm, "RMSNormalization": lift_norm,
-        "InstanceNormalization": lift_instance_norm,
+        "InstanceNormalization": lift_channel_groups, "GroupNormalization": lift_channel_groups,
     },
 )  # fmt: skip

@@ -63,14 +63,9 @@ def positions(coordinate: str, extent: int, count: int, scale: np.float32) -> np
 
 def _rounded(at: np.ndarray, rounding: str) -> np.ndarray:
     half = np.float32(0.5)
-    match rounding:
-        case "floor":
-            return np.floor(at)
-        case "ceil":
-            return np.ceil(at)
-        case "round_prefer_ceil":
-            return np.floor(at + half)
-    return np.ceil(at - half)
+    shifted = {"round_prefer_ceil": at + half, "round_prefer_floor": at - half}.get(rounding, at)
+    rounded: np.ndarray = np.floor(shifted) if rounding in ("floor", "round_prefer_ceil") else np.ceil(shifted)
+    return rounded
 
 
 def lift(f: Foreign, b: Builder) -> str | None:
