@@ -158,7 +158,7 @@ def algorithm(workload: Workload, s: Shape, pad: str, separable: bool) -> Algori
     y = (n, cb, oh, ow, v)
     stages.append(Stage("acc", y, value, Reduce(op, tuple(axes), init)))
     done = Load("acc", tuple(a.var for a in y))
-    scale, tables = _scale(s, oh, ow) if s.average else (None, ())
+    scale, tables = pooled_scale(s, oh, ow) if s.average else (None, ())
     operands = Operands(workload, 1, s.block)
     result = operands.value(done if scale is None else done * scale, *(a.var for a in y))
     stages.append(Stage("out", y, result))
@@ -183,7 +183,7 @@ def _clamped(at: Expr, window: Window) -> Expr:
     return Binary("min", Binary("max", at, Const(0)), Const(window.size - 1))
 
 
-def _scale(s: Shape, oh: Axis, ow: Axis) -> tuple[Expr, tuple[Buffer, ...]]:
+def pooled_scale(s: Shape, oh: Axis, ow: Axis) -> tuple[Expr, tuple[Buffer, ...]]:
     """1 / (positions counted), by row and column where they differ."""
     tables: list[Buffer] = []
     constant, factors = 1.0, list[Expr]()

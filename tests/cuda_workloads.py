@@ -85,3 +85,26 @@ def workloads() -> Iterator[Workload]:
             yield Workload("eltwise", (t, t), (t,), (), parse("relu(add(in0,in1))"))
             other = t.with_layout("NHWC" if layout == "ROW" else "ROW")
             yield Workload("convert", (t,), (other,))
+            yield from joins(dtype, layout)
+        yield from rest(dtype)
+
+
+def joins(dtype: str, layout: str) -> Iterator[Workload]:
+    """Two parts of 6 and 10 channels, and their whole."""
+    parts = tuple(TensorType(dtype, (2, c, 3, 4), layout) for c in (6, 10))
+    whole = (TensorType(dtype, (2, 16, 3, 4), layout),)
+    yield Workload("concat", parts, whole, (("axis", 1),))
+    yield Workload("split", whole, parts, (("axis", 1), ("sizes", (6, 10))))
+
+
+def rest(dtype: str) -> Iterator[Workload]:
+    """Operators of transformers."""
+    rows, table = TensorType(dtype, (6, 48)), TensorType(dtype, (20, 16))
+    yield Workload("norm", (rows,), (rows,), (("axis", 1), ("epsilon", 1e-5), ("kind", "layer")))
+    yield Workload("reduce", (rows,), (TensorType(dtype, (6, 1)),), (("axes", (1,)), ("kind", "mean")))
+    yield Workload("softmax", (TensorType(dtype, (3, 10, 8)),), (TensorType(dtype, (3, 10, 8)),), (("axis", 1),))
+    resized = (
+        ("coordinate", "half_pixel"), ("kind", "linear"), ("rounding", "round_prefer_floor"), ("scales", (2.0, 2.0)), ("sizes", (8, 8)),
+    )  # fmt: skip
+    yield Workload("resize", (TensorType(dtype, (1, 3, 4, 4)),), (TensorType(dtype, (1, 3, 8, 8)),), resized)
+    yield Workload("gather", (table, TensorType("int64", (5,))), (TensorType(dtype, (5, 16)),), (("axis", 0),), None, (0,))

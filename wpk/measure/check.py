@@ -82,6 +82,8 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
         return inf
     if expected.dtype.kind not in "fV":
         return 0.0 if np.array_equal(actual, expected) else inf
+    if expected.dtype.itemsize < 4:
+        actual, expected = actual.astype(np.float32), expected.astype(np.float32)
     error = _quotient(actual, expected)
     return error if isfinite(error) else _careful_error(actual.astype(np.float64), expected.astype(np.float64))
 

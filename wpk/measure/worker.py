@@ -35,6 +35,7 @@ from wpk.measure.frames import Closed, Message, receive, send
 from wpk.measure.timer import HOPELESS, Timing
 from wpk.runtime.cuda.driver import open_device
 from wpk.runtime.native_api import Pool, load_native
+from wpk.runtime.ports import numpy_dtype
 
 
 def main(arguments: list[str]) -> None:
@@ -83,7 +84,10 @@ class Server:
         self._operands = None
         workload = Workload.from_json(request["workload"])
         inputs = [None if path is None else np.load(path, mmap_mode="r") for path in request["inputs"]]
-        self._operands = self._machine.operands(workload, inputs, [np.load(path) for path in request["expected"]])
+        # NumPy's files do not know bfloat16
+        types = [numpy_dtype(t.dtype) for t in workload.outputs]
+        expected = [np.load(path).view(t) for path, t in zip(request["expected"], types, strict=True)]
+        self._operands = self._machine.operands(workload, inputs, expected)
         return {}
 
     def _measure(self, request: Message) -> Message:
