@@ -173,3 +173,27 @@ def test_a_slice_of_several_axes(tmp_path: Path) -> None:
     constants = {"a": np.array([1, 0, -2]), "b": np.array([3, 9, 9]), "axes": np.array([0, 1, 2])}
     model = make([node("Slice", ["x", *constants], ["y"])], {"x": [4, 3, 5]}, ["y"], constants)
     assert ops(optimized(model, tmp_path)) == ["split", "split"]
+
+
+@pytest.mark.parametrize("opset", [9, 13])
+def test_padding_goes_into_the_convolution(opset: int, tmp_path: Path) -> None:
+    pads = [0, 0, 1, 2, 0, 0, 0, 3]
+    extra = {"p": np.array(pads)} if opset > 9 else {}
+    attrs: dict[str, Any] = {} if opset > 9 else {"pads": pads}
+    nodes = [node("Pad", ["x", *extra], ["q"], **attrs), node("Conv", ["q", "w"], ["y"], pads=[1, 0, 0, 0])]
+    model = make(nodes, {"x": [1, 3, 6, 6]}, ["y"], {**extra, "w": normal(4, 3, 3, 4)}, opset=opset)
+    graph = optimized(model, tmp_path)
+    assert ops(graph) == ["conv"] and graph.nodes[0].attr("pads") == (2, 2, 0, 3)
+    nodes[1] = node("Conv", ["q", "w"], ["y"], pads=[2, 0, 0, 0])
+    model = make(nodes, {"x": [1, 3, 6, 6]}, ["y"], {**extra, "w": normal(4, 3, 3, 3)}, opset=opset)
+    assert ops(optimized(model, tmp_path))[0] == "concat"
+
+
+def test_padding_by_ones_is_a_concat(tmp_path: Path) -> None:
+    constants = {"p": np.array([0, 0, 1, 0, 0, 0, 0, 0]), "one": np.ones((), np.float32), "w": normal(4, 3, 3, 3)}
+    nodes = [node("Pad", ["x", "p", "one"], ["q"]), node("Conv", ["q", "w"], ["y"])]
+    trace: list[str] = []
+    assert ops(optimized(make(nodes, {"x": [1, 3, 6, 6]}, ["y"], constants), tmp_path, trace=trace)) == ["concat", "conv"]
+    assert any("the padding is not zero" in line for line in trace)
+    model = make([node("Pad", ["x", "p"], ["y"], mode="reflect")], {"x": [1, 3, 6, 6]}, ["y"], constants)
+    assert ops(optimized(model, tmp_path)) == ["region"]

@@ -164,6 +164,35 @@ def _slice_starts(f: Foreign) -> dict[int, int] | None:
     return {a: min(max(start + x[a] if start < 0 else start, 0), x[a]) for a, start in found}
 
 
+def lift_pad(f: Foreign, b: Builder) -> str | None:
+    """Pad with a constant: for each axis a concat with constants, which the pass ``idioms`` makes padding of a convolution."""
+    pads, value = pads_of(f), f.constant(2)
+    if str(f.attrs.get("mode", "constant")) != "constant" or (f.has(2) and value is None) or pads is None:
+        return "not by a constant, or by how much is not known"
+    if any(n < 0 for pair in pads.values() for n in pair) or f.out.dtype != "float32":
+        return "cuts, or is not of float32"
+    filler = float(value.reshape(())) if value is not None else float(f.attrs.get("value", 0.0))
+    name, shape = f.inputs[0], f.type(0).shape
+    for axis, pair in pads.items():
+        sides = [np.full((*shape[:axis], n, *shape[axis + 1 :]), filler, np.float32) for n in pair]
+        before, after = ([b.constant(side, f.outputs[0])] if side.size else [] for side in sides)
+        shape = (*shape[:axis], shape[axis] + sum(pair), *shape[axis + 1 :])
+        name = b.emit("concat", (*before, name, *after), shape, f.outputs[0], axis=axis)
+    b.view(name, shape, f.outputs[0], final=True)
+    return None
+
+
+def pads_of(f: Foreign) -> dict[int, tuple[int, int]] | None:
+    """Elements before and after each padded axis; None when they are not known."""
+    pads = f.constant(1) if f.opset >= 11 else f.attrs.get("pads")
+    axes = f.constant(3) if f.has(3) else np.arange(len(f.out.shape))
+    if pads is None or axes is None:
+        return None
+    count = len(axes)
+    each = {int(a) % len(f.out.shape): (int(pads[i]), int(pads[i + count])) for i, a in enumerate(axes)}
+    return {axis: pair for axis, pair in each.items() if pair != (0, 0)}
+
+
 def spell_view(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> None:
     """Reshape to the output's shape."""
     s.op("Reshape", (*ins, s.constant(np.array(w.outputs[0].shape, np.int64))), outs[0])
@@ -212,7 +241,7 @@ CONCAT = Operator(
     no_flops,
     whole_blocks,
     spell_concat,
-    {"Concat": lift_concat},
+    {"Concat": lift_concat, "Pad": lift_pad},
 )
 SPLIT = Operator(
     "split", "injective", 1, ("axis", "sizes"), split_shapes, no_flops, whole_blocks, spell_split,

@@ -1,4 +1,4 @@
-"""Normalizations that exporters spell out come back as one node.
+"""What exporters spell out comes back as one node: normalizations, and padding in front of a convolution.
 
     layer   d = x - mean(x);  d / sqrt(mean(d * d) + epsilon)
     rms     x / sqrt(mean(x * x) + epsilon)
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from wpk.core.pointwise import Apply, Input, Literal
 from wpk.graph.graph import Node
@@ -137,6 +139,49 @@ class SpelledNorm:
         drop_unread(draft, node.inputs)
 
 
+@dataclass(frozen=True)
+class PaddedConv:
+    """conv(concat(zeros, x, zeros)) along rows or columns → conv(x) with padding."""
+
+    name: str = "pad"
+
+    def match(self, draft: Draft, node: Node) -> Iterator[Match]:
+        """A convolution of a concat along a spatial axis with one part that is not constant."""
+        maker = draft.maker(node.inputs[0]) if node.op == "conv" else None
+        spatial = maker is not None and maker.op == "concat" and maker.attr("axis") in (2, 3)
+        if maker is not None and spatial and sum(v not in draft.constants for v in maker.inputs) == 1:
+            yield node, maker
+
+    def check(self, draft: Draft, match: Match) -> str | None:
+        """The constant parts are zeros, and fewer than a window is long."""
+        node, concat = match
+        if any(np.any(draft.constants[v]) for v in concat.inputs if v in draft.constants):
+            return "the padding is not zero"
+        window, dilations = draft.types[node.inputs[1]].shape[2:], _ints(node, "dilations")
+        pads = self._pads(draft, node, concat)[0]
+        reach = [(k - 1) * d for k, d in zip(window, dilations, strict=True)]
+        return "windows of nothing but padding" if any(p > r for p, r in zip(pads, reach * 2, strict=True)) else None
+
+    @staticmethod
+    def _pads(draft: Draft, node: Node, concat: Node) -> tuple[tuple[int, ...], str]:
+        """The padding of the convolution with that of the concat, and what is padded."""
+        place = next(i for i, v in enumerate(concat.inputs) if v not in draft.constants)
+        (axis,), pads = _ints(concat, "axis"), list(_ints(node, "pads"))
+        sizes = [draft.types[v].shape[axis] for v in concat.inputs]
+        pads[axis - 2] += sum(sizes[:place])
+        pads[axis] += sum(sizes[place + 1 :])
+        return tuple(pads), concat.inputs[place]
+
+    def rewrite(self, draft: Draft, match: Match) -> None:
+        """More padding of the convolution."""
+        node, concat = match
+        pads, source = self._pads(draft, node, concat)
+        attrs = tuple((k, pads if k == "pads" else v) for k, v in node.attrs)
+        gone = tuple(dict.fromkeys((*concat.origin, *node.origin)))
+        draft.swap(node, replace(node, inputs=(source, *node.inputs[1:]), attrs=attrs, origin=gone))
+        drop_unread(draft, node.inputs[:1])
+
+
 def origins(draft: Draft, node: Node, source: str) -> tuple[str, ...]:
     """The ONNX nodes between ``source`` and ``node``, in order."""
     found: dict[str, tuple[str, ...]] = {}
@@ -162,4 +207,9 @@ def drop_unread(draft: Draft, values: tuple[str, ...]) -> None:
 
 
 def _axes(node: Node) -> tuple[int, ...]:
-    return tuple(int(a) for a in node.attr("axes"))  # type: ignore[union-attr]
+    return _ints(node, "axes")
+
+
+def _ints(node: Node, name: str) -> tuple[int, ...]:
+    value = node.attr(name)
+    return tuple(int(v) for v in value) if isinstance(value, tuple) else (int(value),)
