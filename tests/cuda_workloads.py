@@ -104,7 +104,8 @@ def rest(dtype: str) -> Iterator[Workload]:
     yield Workload("reduce", (rows,), (TensorType(dtype, (6, 1)),), (("axes", (1,)), ("kind", "mean")))
     yield Workload("softmax", (TensorType(dtype, (3, 10, 8)),), (TensorType(dtype, (3, 10, 8)),), (("axis", 1),))
     resized = (
-        ("coordinate", "half_pixel"), ("kind", "linear"), ("rounding", "round_prefer_floor"), ("scales", (2.0, 2.0)), ("sizes", (8, 8)),
+        ("coordinate", "half_pixel"), ("kind", "linear"), ("rounding", "round_prefer_floor"), ("scales", (2.0, 2.0)),
+        ("sizes", (8, 8)),
     )  # fmt: skip
     yield Workload("resize", (TensorType(dtype, (1, 3, 4, 4)),), (TensorType(dtype, (1, 3, 8, 8)),), resized)
     yield Workload("gather", (table, TensorType("int64", (5,))), (TensorType(dtype, (5, 16)),), (("axis", 0),), None, (0,))
