@@ -47,6 +47,7 @@ TOP, BEST, NEAR, OWN = 0.01, 10, 1.05, 50
 _DRAWS = 5
 #: Kernels that take less than this are timed with errors as large as their differences.
 _SHORT = 100e-6
+_TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20)
 _LOGS = [Path("build/spaces-short"), Path("build/spaces")]
 WAYS = ("prior", "held out", "task held out", "within a run")
 
@@ -285,6 +286,7 @@ def _cell(r: Mapping[str, float] | None) -> str:
 def figure(subjects: Sequence[Subject], model_of: Callable[[Subject], CostModel], path: Path) -> None:
     """Calibration: what a model trained without the task and its relatives says, against what was measured."""
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     columns = 6
     rows = ceil(len(subjects) / columns)
@@ -295,7 +297,11 @@ def figure(subjects: Sequence[Subject], model_of: Callable[[Subject], CostModel]
         ax.scatter(s.seconds / s.seconds.min(), said, s=3, alpha=0.25, linewidths=0)
         ends = [0.8, float(np.quantile(s.seconds / s.seconds.min(), 0.99))]
         ax.plot(ends, ends, color="grey", linewidth=0.8)
-        ax.set(xscale="log", yscale="log")
+        for axis, scale in ((ax.xaxis, ax.set_xscale), (ax.yaxis, ax.set_yscale)):
+            scale("log")
+            axis.set_major_locator(FixedLocator(_TICKS))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
         ax.set_title(f"{s.name}: {spearman(costs, s.seconds):.2f}", fontsize=9)
         ax.set_xlabel("measured / optimum" if i >= len(subjects) - columns else "")
         ax.set_ylabel("expected / optimum" if i % columns == 0 else "")

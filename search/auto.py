@@ -26,8 +26,9 @@ from wpk.search.space import Config, Space
 class AutoOptions:
     """``window``: proposals that count for an arm's credit. ``curious``: weight of the bonus for arms little tried.
 
-    ``head``: configs, besides the given ones, before the bandit starts; they are the learner's. ``tail``: the share of the
-    trials, where their number is known, kept for refinement at the end.
+    ``head``: configs, besides the given ones, before the bandit starts; they are the learner's, or, with a screen
+    and no policy, what the screen likes best of random ones. ``tail``: the share of the trials, where their number is known,
+    kept for refinement at the end.
     """
 
     window: int = 60
@@ -58,6 +59,7 @@ class Portfolio:
         self._learner = Reinforced(space, seed, (), self._options.rl, workload, target, policy, screen)
         self._refine = Refine(space, self._learner.expected)
         genetic = Genetic(space, seed, screen=screen)
+        self._starter = "genetic" if screen is not None and policy is None else "rl"
         self._arms: dict[str, _Arm] = {"rl": self._learner, "genetic": genetic, "refine": self._refine}
         self._asked: dict[str, str] = {}
         self._told: set[str] = set()
@@ -124,7 +126,7 @@ class Portfolio:
         if self._trials is not None and done >= self._trials * (1 - self._options.tail) and isfinite(self._best):
             return {"refine": n}
         if len(self._log) < self._options.head:
-            return {"rl": n}
+            return {self._starter: n}
         shares: dict[str, int] = {}
         for _ in range(n):
             arm = max(self._arms, key=lambda a: self._credit(a, shares))

@@ -29,6 +29,8 @@ SCHEMA = 1
 HOW_TO_INSTALL = "the cost model needs LightGBM: pip install 'wpk[learn]'"
 #: Grades of relevance: a config as fast as the best, down to one several times slower.
 _GRADES = 31
+#: Measurements that a model's score counts for when it is compared with those of a run.
+_CONFIRMED = 8.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Adapted:
     centre: Array
     options: CostModelOptions = field(default_factory=CostModelOptions)
     _own: Any = None
+    _slope: float = 1.0
 
     def score(self, features: Array) -> Array:
         """(N,) costs of configs of the task, as :meth:`CostModel.score`."""
@@ -125,8 +128,10 @@ class Adapted:
             return
         logs = np.where(ran, np.log(np.where(ran, seconds, 1.0)), 0.0)
         logs = np.where(ran, logs, logs[ran].max() + 0.5)
+        self._slope = 1.0
         start, options = self._start(features), self.options
-        surprise = logs - logs.mean() - (start - start.mean())
+        self._slope = _slope(start, logs)
+        surprise = logs - logs.mean() - self._slope * (start - start.mean())
         settings = {
             **_COMMON, "objective": "regression", "num_leaves": options.own_leaves, "learning_rate": options.own_rate,
             "min_data_in_leaf": 3, "feature_fraction": 0.3, "bagging_fraction": 1.0, "bagging_freq": 0, "lambda_l2": 1.0,
@@ -137,8 +142,15 @@ class Adapted:
 
     def _start(self, features: Array) -> Array:
         if self.model is None:
-            return np.asarray(features[:, 0] - self.centre[0], np.float64)
-        return self.model.score(features, self.centre)
+            return self._slope * np.asarray(features[:, 0] - self.centre[0], np.float64)
+        return self._slope * self.model.score(features, self.centre)
+
+
+def _slope(start: Array, logs: Array) -> float:
+    """How far a starting score is to be believed: least squares, as if some measurements had confirmed it before."""
+    x, y = start - start.mean(), logs - logs.mean()
+    doubt = _CONFIRMED * float(x.var()) + 1e-9
+    return max((float(x @ y) + doubt) / (float(x @ x) + doubt), 0.0)
 
 
 _COMMON: dict[str, Any] = {

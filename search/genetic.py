@@ -134,13 +134,14 @@ class Genetic:
         """The child to be measured. A blind brood of one is not looked at."""
         if self._screen is None or len(brood) == 1:
             return self._inheritance.least(brood)
-        few = self._inheritance.ranked(brood)[: self._options.shortlist]
+        few = self._inheritance.ranked(brood)[: self._options.shortlist if self._parents() else None]
         costs = self._screen(few)
         return few[min(range(len(few)), key=lambda i: costs[i])]
 
     def _brood(self) -> list[Config]:
         """New configs, made in ever more random ways until there is one; no more than options say."""
-        blind = not self._parents() or self._rng.random() < self._options.blind
+        aimless = not self._parents() and self._screen is None
+        blind = aimless or self._rng.random() < self._options.blind
         wanted, brood = 1 if blind else self._options.brood, dict[str, Config]()
         for attempt, make in enumerate(self._ways()):
             if len(brood) == wanted or (brood and attempt >= _TRIES):

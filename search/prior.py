@@ -22,11 +22,12 @@ Features = Callable[[Config], Array | None]
 
 @dataclass(frozen=True)
 class ScreenOptions:
-    """``most``: configs looked at closely between two tellings, beyond those already known; 0 for no screening. ``memory``: the
-    latest measurements that are learned from, which bounds the time that takes.
+    """``most``: configs looked at closely between two tellings, beyond those already known; 0 for no screening. ``first``: as
+    many before anything is told. ``memory``: the latest measurements that are learned from, which bounds the time that takes.
     """
 
-    most: int = 24
+    most: int = 16
+    first: int = 32
     memory: int = 256
 
 
@@ -44,7 +45,7 @@ class Screening:
         self._options = options or ScreenOptions()
         self._learning = learning or CostModelOptions()
         self._known: dict[str, Array | None] = {}
-        self._left = self._options.most
+        self._left = self._options.first
         self._told: dict[str, tuple[Config, float]] = {}
         self._adapted: Adapted | None = None
         self._stale = False
