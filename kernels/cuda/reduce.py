@@ -18,10 +18,10 @@ from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
 from wpk.dsl.ir import Buffer, Const, Expr, Load, Select
 from wpk.dsl.lower import lower
-from wpk.dsl.schedule import Bind, ComputeAt, Reorder, Split, Step, Unroll, Vectorize, schedule
+from wpk.dsl.schedule import Bind, ComputeAt, Fuse, Reorder, Split, Step, Unroll, Vectorize, schedule
 from wpk.kernels.cuda.nests import fuse_all, gpu_of, width_of
 from wpk.kernels.cuda.operands import STORED, GpuOperands, as_float32
-from wpk.kernels.cuda.rows import RowTile, row_space, share_steps, shares, tile_of, total, total_steps
+from wpk.kernels.cuda.rows import RowTile, reduced_steps, row_space, shares, tile_of, total
 from wpk.kernels.family import Built
 from wpk.kernels.nests import nearest
 from wpk.kernels.reduce import INIT
@@ -104,7 +104,7 @@ def inner_space(s: Shape, widest: int, gpu: Gpu) -> Space:
     parts = tuple(n for n in (1, 2, 4, 8, 16, 32) if n <= s.length)
     vectors = s.outer * -(-s.inner // widths[-1])
     lane = nearest(lanes, min(32, max(vectors // gpu.sms, 8)))
-    part = nearest(parts, min(256 / lane, max(gpu.sms * 512 / vectors, 1)))
+    part = nearest(parts, max(32 / lane, min(256 / lane, gpu.sms * 512 / vectors)))
     knobs: tuple[Knob, ...] = (
         Ordered("width", widths, widths[-1]), Ordered("lanes", lanes, lane), Ordered("parts", parts, part),
     )  # fmt: skip
@@ -115,19 +115,12 @@ def inner_space(s: Shape, widest: int, gpu: Gpu) -> Space:
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
 
 
-def steps(tile: RowTile) -> list[Step]:
-    """block: shares of its rows; a thread for each row: their sum."""
-    fuse, one = fuse_all("out", ("ri", "t"), "thread")
-    plan: list[Step] = [Bind("out", "rb", "block.x"), *fuse, Bind("out", one, "thread")]
-    return [*plan, *share_steps("part", tile), *total_steps("total", "out")]
-
-
 def inner_steps(t: InnerTile) -> list[Step]:
     """block: each thread's share; a thread for each vector: their sum."""
     fuse, one = fuse_all("part", ("p", "il"), "thread")
     return [
-        Bind("out", "ib", "block.x"), Bind("out", "r", "block.y"), Bind("out", "il", "thread"), Vectorize("out", "v"),
-        ComputeAt("part", "out", "ib", "block"), *fuse, Bind("part", one, "thread"), Vectorize("part", "v"),
+        Fuse("out", "r", "ib", "block"), Bind("out", "block", "block.x"), Bind("out", "il", "thread"), Vectorize("out", "v"),
+        ComputeAt("part", "out", "block", "block"), *fuse, Bind("part", one, "thread"), Vectorize("part", "v"),
         ComputeAt("share", "part", one, "register"), Split("share", "j", IN_FLIGHT, "j_o", "j_u"),
         Reorder("share", ("r", "ib", "p", "il", "j_o", "j_u", "v")), Unroll("share", "j_u"), Vectorize("share", "v"),
         ComputeAt("total", "out", "il", "register"), Reorder("total", ("r", "ib", "il", "p", "v")), Vectorize("total", "v"),
@@ -171,7 +164,7 @@ class CudaReduce:
             t = InnerTile(int(config["lanes"]), int(config["parts"]), int(config["width"]))
             return Built(lower(schedule(inner_algorithm(workload, s, t), inner_steps(t)), name), target.isa)
         tile = tile_of(s.outer, s.length, config)
-        return Built(lower(schedule(algorithm(workload, s, tile), steps(tile)), name), target.isa)
+        return Built(lower(schedule(algorithm(workload, s, tile), reduced_steps("part", tile, "total")), name), target.isa)
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from math import sqrt
 
 import numpy as np
@@ -12,7 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from wpk.api import build
+from wpk.cuda import nvrtc
+from wpk.measure.emulated import EmulatedDevice
+from wpk.measure.measurer import cuda_measurer
 from wpk.report.engines import relative_l2
+from wpk.settings import gpu_target
 from wpk.stages import Options
 
 WORDS, LENGTH, HIDDEN, HEADS = 50, 12, 64, 2
@@ -140,6 +145,22 @@ def test_a_vision_transformer_has_no_region() -> None:
     feeds = {"x": np.random.default_rng(1).standard_normal((1, 3, 32, 32), np.float32)}
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     assert relative_l2(made.runner.run(None, feeds)[0], session.run(None, feeds)[0]) < 1e-5
+
+
+@pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed")
+def test_an_encoder_on_an_emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it in 16 bits, by kernels of our own: there is no ONNX Runtime inside a GPU's plan."""
+    device = EmulatedDevice(gpu_target("sm_90a"))
+    monkeypatch.setattr("wpk.stages.open_device", lambda: device)
+    monkeypatch.setattr("wpk.runtime.runner.open_device", lambda: device)
+    monkeypatch.setattr("wpk.stages.cuda_measurer", partial(cuda_measurer, emulate=True))
+    model = encoder(layers=1)
+    made = build(model, Options(budget=0.0, target="cuda", precision="fp16"))
+    assert {"norm", "gather", "softmax", "matmul"} <= {c.op for c in made.parts.plan.choices}
+    feeds = {"ids": np.arange(LENGTH)[None], "mask": np.ones((1, LENGTH), np.int64)}
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for found, expected in zip(made.runner.run(None, feeds), session.run(None, feeds), strict=True):
+        assert relative_l2(found, expected) < 5e-3
 
 
 @pytest.mark.parametrize(
