@@ -19,10 +19,10 @@ from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Stage
 from wpk.dsl.ir import Buffer, Const, Expr, Load
 from wpk.dsl.lower import lower
-from wpk.dsl.schedule import Bind, Step, schedule
-from wpk.kernels.cuda.nests import fuse_all, gpu_of, width_of
+from wpk.dsl.schedule import schedule
+from wpk.kernels.cuda.nests import gpu_of, width_of
 from wpk.kernels.cuda.operands import STORED, GpuOperands, as_float32
-from wpk.kernels.cuda.rows import RowTile, row_space, share_steps, shares, tile_of, total, total_steps
+from wpk.kernels.cuda.rows import RowTile, reduced_steps, row_space, shares, tile_of, total
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of
 from wpk.kernels.gemm import unfit as unfit_product
@@ -51,17 +51,7 @@ def algorithm(workload: Workload, p: Product, tile: RowTile) -> Algorithm:
     return Algorithm("gemv", (a, b, *operands.buffers(), Buffer("out", (p.m, p.n), y.dtype, access="out")), tuple(stages))
 
 
-# --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
-
-
-def steps(tile: RowTile) -> list[Step]:
-    """block: shares of its rows; a thread for each row: their sum, the epilogue."""
-    fuse, one = fuse_all("out", ("ri", "t"), "thread")
-    plan: list[Step] = [Bind("out", "rb", "block.x"), *fuse, Bind("out", one, "thread")]
-    return [*plan, *share_steps("part", tile), *total_steps("total", "out")]
-
-
-# --- THE FAMILY ---------------------------------------------------------------------------------------------------------
+# --- THE FAMILY: THE SPACE and THE SCHEDULE are those of wpk.kernels.cuda.rows ------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,7 @@ class CudaGemv:
         p = product_of(workload)
         tile = tile_of(p.m * p.n, p.k, config)
         name = f"gemv_{p.m}x{p.n}x{p.k}_{tile.rows}x{tile.threads}__{target.isa}"
-        return Built(lower(schedule(algorithm(workload, p, tile), steps(tile)), name), target.isa)
+        return Built(lower(schedule(algorithm(workload, p, tile), reduced_steps("part", tile, "total")), name), target.isa)
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target

@@ -18,10 +18,10 @@ from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
 from wpk.dsl.ir import Buffer, Const, Expr, Load, Select, wrap
 from wpk.dsl.lower import lower
-from wpk.dsl.schedule import Bind, ComputeAt, Reorder, Step, Unroll, Vectorize, schedule
+from wpk.dsl.schedule import ComputeAt, Reorder, Step, Unroll, Vectorize, schedule
 from wpk.kernels.cuda.images import ImageOperands, job_space, job_steps, size_of, unfit
-from wpk.kernels.cuda.nests import fuse_all, width_of
-from wpk.kernels.cuda.rows import RowTile, row_space, share_steps, shares, tile_of, total, total_steps
+from wpk.kernels.cuda.nests import width_of
+from wpk.kernels.cuda.rows import RowTile, reduced_steps, row_space, shares, tile_of, total
 from wpk.kernels.family import Built
 from wpk.kernels.pool import Shape, pooled_scale, shape_of
 from wpk.search.knobs import Choice
@@ -120,13 +120,6 @@ def steps(workload: Workload, c: Config) -> list[Step]:
     ]  # fmt: skip
 
 
-def row_steps(tile: RowTile) -> list[Step]:
-    """block: shares of its rows; a thread for each row: their sum."""
-    fuse, one = fuse_all("out", ("ri", "t"), "thread")
-    plan: list[Step] = [Bind("out", "rb", "block.x"), *fuse, Bind("out", one, "thread")]
-    return [*plan, *share_steps("part", tile), *total_steps("total", "out")]
-
-
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------
 
 
@@ -152,7 +145,8 @@ class CudaPool:
         name = f"{kind}pool_{s.rows.kernel}x{s.cols.kernel}_{s.c}x{s.rows.out}x{s.cols.out}__{target.isa}"
         if whole(workload, s):
             tile = tile_of(s.n * s.c, s.cols.size, config)
-            return Built(lower(schedule(row_algorithm(workload, s, tile), row_steps(tile)), name), target.isa)
+            plan = reduced_steps("part", tile, "total")
+            return Built(lower(schedule(row_algorithm(workload, s, tile), plan), name), target.isa)
         return Built(lower(schedule(algorithm(workload, s), steps(workload, config)), name), target.isa)
 
     def pack(

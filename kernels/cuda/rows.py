@@ -154,6 +154,13 @@ def share_steps(name: str, tile: RowTile, block: tuple[str, str] = ("out", "rb")
     return plan
 
 
+def reduced_steps(name: str, tile: RowTile, whole: str) -> list[Step]:
+    """block: the shares ``name`` of its rows; a thread for each row, loops ``rb``, ``ri`` and a ``t`` of 1: their ``whole``."""
+    fuse, one = fuse_all("out", ("ri", "t"), "thread")
+    plan: list[Step] = [Bind("out", "rb", "block.x"), *fuse, Bind("out", one, "thread")]
+    return [*plan, *share_steps(name, tile), *total_steps(whole, "out")]
+
+
 def total_steps(name: str, consumer: str) -> list[Step]:
     """The stage of :func:`total` in the registers of a thread of ``consumer``."""
     return [ComputeAt(name, consumer, "thread", "register"), Unroll(name, "h")]

@@ -115,20 +115,20 @@ class Runner:
     # Preparing
 
     def _prepare(self, parts: Parts, pin: bool) -> None:
-        native = load_native(_binary(parts, RUNTIME))
+        native = load_native(parts.binary(RUNTIME))
         self._pool = Pool(native, self.threads, pin)
         self._stack.callback(self._pool.close)
         workspace = _workspace_bytes(self.plan.steps, self.threads)
         self._arena = arena = Arena(round_up(self.plan.arena_bytes) + workspace)
         self._workspace = arena.address + round_up(self.plan.arena_bytes)
-        weights = {b.key: _weight(parts, b.key, b.nbytes) for b in self.plan.buffers if b.kind == "weight"}
+        weights = {b.key: parts.weight(b.key, b.nbytes) for b in self.plan.buffers if b.kind == "weight"}
         self._weights = align_all(weights)
         self._bases = (c_void_p * max(len(self.plan.buffers), 1))()
         self._fill_bases(arena.address)
         self._inputs = [self._bound("input", p) for p in self.plan.inputs]
         self._outputs = [self._bound("output", p) for p in self.plan.outputs]
         self._regions = {
-            i: Region(s.name, s.spec or {}, _model(parts, s), self.threads)
+            i: Region(s.name, s.spec or {}, parts.model(s), self.threads)
             for i, s in enumerate(self.plan.steps)
             if s.kind == "onnxruntime"
         }
@@ -175,7 +175,7 @@ class Runner:
             return Call(0)
         if step.kind == "kernel":
             if step.binary not in binaries:
-                binaries[step.binary] = open_binary(step.binary, _binary(parts, step.binary))
+                binaries[step.binary] = open_binary(step.binary, parts.binary(step.binary))
                 self._stack.callback(binaries[step.binary].close)
             return Call(binaries[step.binary].address(step.symbol))
         spec = step.spec or {}
@@ -273,25 +273,3 @@ def _segments(count: int, regions: Mapping[int, Region]) -> list[tuple[int, int]
 
 def _workspace_bytes(steps: Sequence[Step], threads: int) -> int:
     return max((round_up(s.shared_bytes) + threads * round_up(s.thread_bytes) for s in steps), default=0)
-
-
-def _binary(parts: Parts, name: str) -> Content:
-    if name not in parts.binaries:
-        raise ArtifactError(f"binary {name!r} is missing")
-    return parts.binaries[name]
-
-
-def _model(parts: Parts, step: Step) -> bytes:
-    key = (step.spec or {}).get("model", "")
-    if key not in parts.models:
-        raise ArtifactError(f"step {step.name!r}: its model {key!r} is missing")
-    return parts.models[key]
-
-
-def _weight(parts: Parts, key: str, nbytes: int) -> np.ndarray:
-    if key not in parts.weights:
-        raise ArtifactError(f"weight {key!r} is missing")
-    array = parts.weights[key]
-    if array.nbytes != nbytes:
-        raise ArtifactError(f"weight {key!r}: expected {nbytes} bytes, found {array.nbytes}")
-    return array

@@ -156,7 +156,7 @@ class CudaRunner:
         self._workspaces = self._make_workspaces(plan.steps)
         self._binaries = {s.binary: _binary(parts, s) for s in plan.steps if s.kind == "cuda"}
         self._regions = {
-            i: Region(s.name, s.spec or {}, _model(parts, s), 0)
+            i: Region(s.name, s.spec or {}, parts.model(s), 0)
             for i, s in enumerate(plan.steps)
             if s.kind == "onnxruntime"
         }
@@ -171,13 +171,8 @@ class CudaRunner:
         return pointer
 
     def _weight(self, parts: Parts, key: str, nbytes: int) -> int:
-        if key not in parts.weights:
-            raise ArtifactError(f"weight {key!r} is missing")
-        array = parts.weights[key]
-        if array.nbytes != nbytes:
-            raise ArtifactError(f"weight {key!r}: expected {nbytes} bytes, found {array.nbytes}")
         pointer = self._allocate(nbytes)
-        self._device.upload(pointer, np.ascontiguousarray(array))
+        self._device.upload(pointer, np.ascontiguousarray(parts.weight(key, nbytes)))
         return pointer
 
     def _make_workspaces(self, steps: Sequence[Step]) -> list[Span]:
@@ -326,18 +321,9 @@ def _nbytes(port: Port) -> int:
 
 
 def _binary(parts: Parts, step: Step) -> Binary:
-    if step.binary not in parts.binaries:
-        raise ArtifactError(f"binary {step.binary!r} is missing")
-    content = parts.binaries[step.binary]
+    content = parts.binary(step.binary)
     cubin = content.read_bytes() if isinstance(content, Path) else bytes(content)
     return Binary(step.binary, cubin, parts.sources.get(step.symbol, ""))
-
-
-def _model(parts: Parts, step: Step) -> bytes:
-    key = (step.spec or {}).get("model", "")
-    if key not in parts.models:
-        raise ArtifactError(f"step {step.name!r}: its model {key!r} is missing")
-    return parts.models[key]
 
 
 def is_cuda(plan: Plan) -> bool:
