@@ -17,8 +17,10 @@ from wpk.commands.logdata import COLUMNS, as_csv, as_json, coverage, curves, les
 from wpk.commands.logs import stale_entries
 from wpk.core.result import Measurement
 from wpk.core.target import host_target
+from wpk.dsl.features import NAMES
 from wpk.providers.registry import providers
 from wpk.report.plots import Calibration, Coverage, Curve, bands, best_so_far, draw, rank_correlation
+from wpk.search.cost_model import CostModel
 from wpk.search.policy import load_policy
 from wpk.tuning.log import read_log, write_log
 from wpk.tuning.record import Record, Versions
@@ -108,6 +110,17 @@ def test_train_writes_a_policy(cli: Cli, tmp_path: Path, monkeypatch: pytest.Mon
     write_log(tmp_path / "log", some())
     refused(cli("log", "train", tmp_path / "log", "-o", tmp_path / "out"), 6, "no task with two measured configs")
     refused(cli("log", "train", tmp_path / "log", "-o", tmp_path / "out", "--what", "it"), 2, "expected policy or cost-model")
+
+
+def test_train_writes_a_cost_model(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightgbm")
+    write_log(tmp_path / "log", real_records())
+    ran = cli("log", "train", tmp_path / "log", "-o", tmp_path / "out", "--what", "cost-model")
+    assert ran.code == 0 and "cost model:" in ran.out
+    assert CostModel.load(tmp_path / "out" / "cost_model.json").names == NAMES
+    monkeypatch.setattr("wpk.commands.logdata.available", lambda: False)
+    ran = cli("log", "train", tmp_path / "log", "-o", tmp_path / "none", "--what", "cost-model")
+    assert ran.code == 0 and "needs LightGBM" in " ".join(ran.out.split()) and not list((tmp_path / "none").iterdir())
 
 
 def _short(lessons: object, seed: int) -> object:
