@@ -197,3 +197,17 @@ def test_padding_by_ones_is_a_concat(tmp_path: Path) -> None:
     assert any("the padding is not zero" in line for line in trace)
     model = make([node("Pad", ["x", "p"], ["y"], mode="reflect")], {"x": [1, 3, 6, 6]}, ["y"], constants)
     assert ops(optimized(model, tmp_path)) == ["region"]
+
+
+def test_factors_of_products_are_epilogues(tmp_path: Path) -> None:
+    constants = {"c": np.array(0.25, np.float32), "d": np.array(3.0, np.float32)}
+    nodes = [
+        node("Mul", ["c", "q"], ["qs"]), node("Div", ["k", "d"], ["ks"]), node("Transpose", ["ks"], ["kt"], perm=[0, 2, 1]),
+        node("MatMul", ["qs", "kt"], ["p"]), node("Relu", ["p"], ["y"]),
+    ]  # fmt: skip
+    inputs = {"q": [2, 4, 8], "k": [2, 5, 8]}
+    graph = optimized(make(nodes, inputs, ["y"], constants), tmp_path)
+    assert ops(graph) == ["transpose", "matmul"] and "0.25" in str(graph.nodes[1].epilogue)
+    trace: list[str] = []
+    graph = optimized(make(nodes, inputs, ["y", "qs"], constants), tmp_path, trace=trace)
+    assert ops(graph).count("eltwise") == 1 and any("'qs' is an output" in line for line in trace)

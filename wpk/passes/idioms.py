@@ -1,4 +1,4 @@
-"""What exporters spell out comes back as one node: normalizations, and padding in front of a convolution.
+"""What exporters spell out comes back as one node: normalizations, padding of convolutions, factors of products.
 
     layer   d = x - mean(x);  d / sqrt(mean(d * d) + epsilon)
     rms     x / sqrt(mean(x * x) + epsilon)
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wpk.core.pointwise import Apply, Input, Literal
+from wpk.core.pointwise import Acc, Apply, Input, Literal, Point, substitute
 from wpk.graph.graph import Node
 from wpk.passes.draft import Draft
 from wpk.passes.rewrite import Match
@@ -180,6 +180,49 @@ class PaddedConv:
         gone = tuple(dict.fromkeys((*concat.origin, *node.origin)))
         draft.swap(node, replace(node, inputs=(source, *node.inputs[1:]), attrs=attrs, origin=gone))
         drop_unread(draft, node.inputs[:1])
+
+
+@dataclass(frozen=True)
+class ScaledProduct:
+    """matmul(c · a, b) → c · matmul(a, b), also where a is transposed in between: the factor is then somebody's epilogue."""
+
+    name: str = "scale"
+
+    def match(self, draft: Draft, node: Node) -> Iterator[Match]:
+        """A batched product, the product of an operand with a number, and the transposes between them."""
+        for value in node.inputs[:2] if node.op == "matmul" else ():
+            path, maker = [node], draft.maker(value)
+            while maker is not None and maker.op in ("transpose", "view"):
+                path, maker = [*path, maker], draft.maker(maker.inputs[0])
+            if maker is not None and _factor(draft, maker) is not None:
+                yield *path, maker
+
+    def check(self, draft: Draft, match: Match) -> str | None:
+        """Nobody else reads what is no longer scaled."""
+        return next(filter(None, (draft.shared(n.outputs[0]) for n in match[1:])), None)
+
+    def rewrite(self, draft: Draft, match: Match) -> None:
+        """The factor goes into the product's epilogue."""
+        node, scale = match[0], match[-1]
+        point = _factor(draft, scale)
+        assert point is not None
+        inner = node.epilogue if node.epilogue is not None else Acc()
+        whole = substitute(inner, lambda p: point if isinstance(p, Acc) else p)
+        draft.swap(node, replace(node, epilogue=whole, origin=tuple(dict.fromkeys((*scale.origin, *node.origin)))))
+        draft.forward(scale, scale.inputs[0])
+
+
+def _factor(draft: Draft, node: Node) -> Point | None:
+    """The epilogue that does what a product or quotient of a tensor and a number does; None when ``node`` is neither."""
+    if node.op != "eltwise" or not isinstance(node.epilogue, Apply) or len(node.inputs) != 1:
+        return None
+    left, right = (*node.epilogue.args, None)[:2]
+    if node.epilogue.op == "mul" and isinstance(left, Literal):
+        left, right = right, left
+    plain = draft.types[node.inputs[0]] == draft.types[node.outputs[0]]
+    if not plain or node.epilogue.op not in ("mul", "div") or left != Input(0) or not isinstance(right, Literal):
+        return None
+    return Apply(node.epilogue.op, (Acc(), right))
 
 
 def origins(draft: Draft, node: Node, source: str) -> tuple[str, ...]:

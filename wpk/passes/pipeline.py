@@ -18,7 +18,7 @@ from wpk.passes.clean import ConstantOperands, Forward, MergeMoves, SinkView, Tr
 from wpk.passes.concat import HoistEltwise
 from wpk.passes.dead import fold_constants, merge_duplicates, remove_dead
 from wpk.passes.fuse import FuseEpilogue
-from wpk.passes.idioms import PaddedConv, SpelledNorm
+from wpk.passes.idioms import PaddedConv, ScaledProduct, SpelledNorm
 from wpk.passes.regions import group_regions
 from wpk.passes.rewrite import Trace, apply_rules
 from wpk.passes.siblings import FuseSiblings
@@ -61,13 +61,13 @@ class Clean:
 
 @dataclass(frozen=True)
 class Idioms:
-    """What exporters spell out, normalizations and padding, becomes one node."""
+    """What exporters spell out, normalizations, padding and factors, becomes one node."""
 
     name: ClassVar[str] = "idioms"
 
     def run(self, graph: Graph, trace: Trace | None) -> Graph:
         """The transformed graph."""
-        return apply_rules(graph, (SpelledNorm(), PaddedConv()), trace)
+        return apply_rules(graph, (SpelledNorm(), PaddedConv(), ScaledProduct()), trace)
 
 
 @dataclass(frozen=True)
