@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any
-
-import numpy as np
 
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
@@ -50,12 +47,6 @@ def lift(f: Foreign, b: Builder) -> str | None:
 def spell(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> None:
     """Gather."""
     s.op("Gather", ins, outs[0], axis=w.attr("axis"))
-
-
-def extents(w: Workload) -> tuple[int, int, int, int]:
-    """(outer, length, count, inner): out[o, j, i] = x[o, index[j], i] with ``length`` parts to choose ``count`` from."""
-    shape, axis = w.inputs[0].shape, int(np.int64(w.attr("axis")))  # type: ignore[arg-type]
-    return prod(shape[:axis]), shape[axis], prod(w.inputs[1].shape), prod(shape[axis + 1 :])
 
 
 GATHER = Operator("gather", "injective", 2, ("axis",), shapes, flops, row_only, spell, {"Gather": lift})
