@@ -11,10 +11,12 @@ from wpk.core.workload import Attr, Workload
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("ROW", "NHWC")
 
+_RELU = "relu(add(acc,in2))"
+
 
 def conv(
     c: int, oc: int, size: int, kernel: int, stride: int = 1, group: int = 1, dtype: str = "float32", layout: str = "ROW",
-    tf32: bool = False,
+    tf32: bool = False, result: str = "",
 ) -> Workload:  # fmt: skip
     """A padded convolution with bias and ReLU on a square image."""
     pad = kernel // 2
@@ -27,7 +29,7 @@ def conv(
         TensorType(dtype, (1, c, size, size), layout), TensorType(dtype, (oc, c // group, kernel, kernel)),
         TensorType("float32", (1, oc, 1, 1)),
     )  # fmt: skip
-    return Workload("conv", types, (TensorType(dtype, (1, oc, out, out), layout),), attrs, parse("relu(add(acc,in2))"), (1, 2))
+    return Workload("conv", types, (TensorType(result or dtype, (1, oc, out, out), layout),), attrs, parse(_RELU), (1, 2))
 
 
 def gemm(m: int, n: int, k: int, dtype: str = "float32", tf32: bool = False, constant: bool = True) -> Workload:
@@ -72,6 +74,7 @@ def workloads() -> Iterator[Workload]:
                 yield conv(32, 16, 6, 1, 2, dtype=dtype, layout=layout, tf32=tf32)
                 yield conv(3, 16, 15, 7, 2, dtype=dtype, layout=layout, tf32=tf32)
         yield gemm(1, 64, 96, dtype)
+        yield conv(16, 24, 1, 1, dtype=dtype, result="float32")  # the last layer of a model in lower precision
         yield plain("softmax", (6, 70), dtype, axis=1)
         yield Workload(
             "transpose", (TensorType(dtype, (2, 9, 20)),), (TensorType(dtype, (2, 20, 9)),), (("perm", (0, 2, 1)),)

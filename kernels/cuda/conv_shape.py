@@ -347,8 +347,8 @@ def unfit(workload: Workload, dtypes: Sequence[str]) -> str | None:
         return f"input {x}, expected four dimensions that are not empty"
     if x.layout != y.layout or x.layout not in ("ROW", "NHWC"):
         return f"layouts {x.layout} → {y.layout}, expected both ROW or both NHWC"
-    if {x.dtype, w.dtype, y.dtype} - {x.dtype} or x.dtype not in dtypes:
-        return f"{x} * {w} → {y}, expected one dtype of {', '.join(dtypes)}"
+    if w.dtype != x.dtype or y.dtype not in (x.dtype, "float32") or x.dtype not in dtypes:
+        return f"{x} * {w} → {y}, expected operands of one dtype of {', '.join(dtypes)}, and that or float32 as result"
     if 1 not in workload.constants or 0 in workload.constants:
         return "expected constant weights and an input that is not"
     s = conv_of(workload)
