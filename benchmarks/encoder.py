@@ -17,13 +17,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of an encoder; by default those of BERT-base (Devlin et al., NAACL 2019) with 128 tokens."""
+    """The sizes of an encoder; by default those of BERT-base (Devlin et al., NAACL 2019) with 128 tokens.
+
+    ``causal``: the mask is a choice by a condition, and each token sees only those before it.
+    """
 
     layers: int = 12
     hidden: int = 768
     heads: int = 12
     length: int = 128
     words: int = 30522
+    causal: bool = False
 
 
 @dataclass
@@ -82,6 +86,9 @@ class Writer:
         k = self.split_heads(self.linear(x, hidden, hidden), [0, 2, 3, 1])
         v = self.split_heads(self.linear(x, hidden, hidden), [0, 2, 1, 3])
         scores = self.op("Div", self.op("MatMul", q, k), sqrt(hidden / self.size.heads))
+        if self.size.causal:
+            later = np.triu(np.ones((1, 1, self.size.length, self.size.length), bool), 1)
+            scores = self.op("Where", later, -1e9, scores)
         weights = self.op("Softmax", self.op("Add", scores, mask), axis=-1)
         mixed = self.op("Transpose", self.op("MatMul", weights, v), perm=[0, 2, 1, 3])
         return self.linear(self.op("Reshape", mixed, np.array([0, 0, hidden])), hidden, hidden)
@@ -99,7 +106,10 @@ def encoder(size: Size | None = None, opset: int = 14) -> onnx.ModelProto:
     size = size or Size()
     w = Writer(size)
     mask = w.op("Unsqueeze", w.op("Unsqueeze", "mask", np.array([1])), np.array([2]))
-    mask = w.op("Mul", w.op("Sub", 1.0, w.op("Cast", mask, to=TensorProto.FLOAT)), -10000.0)
+    if size.causal:
+        mask = w.op("Where", w.op("Not", w.op("Cast", mask, to=TensorProto.BOOL)), -1e9, 0.0)
+    else:
+        mask = w.op("Mul", w.op("Sub", 1.0, w.op("Cast", mask, to=TensorProto.FLOAT)), -10000.0)
     x = w.op("Gather", w.weight(size.words, size.hidden, scale=1.0), "ids", axis=0)
     x = w.layer_norm(w.op("Add", x, w.weight(1, size.length, size.hidden)))
     for _ in range(size.layers):
