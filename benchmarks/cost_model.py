@@ -48,6 +48,7 @@ _DRAWS = 5
 #: Kernels that take less than this are timed with errors as large as their differences.
 _SHORT = 100e-6
 _TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20)
+SUBJECTS_FOLDER = Path("tests/data/spaces")
 _LOGS = [Path("build/spaces-short"), Path("build/spaces")]
 WAYS = ("prior", "held out", "task held out", "within a run")
 
@@ -116,13 +117,13 @@ def load(folder: Path, cache: Path, logs: Sequence[Path]) -> list[Subject]:
 
 def _subject(path: Path, cache: Path, logs: Sequence[Path]) -> Subject:
     space = load_space(path)
-    features, seconds = _features(space, path, cache), np.array([space.seconds(c) for c in space.space.listed or ()])
+    features, seconds = features_of_space(space, path, cache), np.array([space.seconds(c) for c in space.space.listed or ()])
     ran = np.isfinite(seconds)
     family = space.provider.removeprefix("generated:")
     return Subject(space.name, family, features[ran], seconds[ran], _machine(space, logs))
 
 
-def _features(space: RecordedSpace, path: Path, cache: Path) -> np.ndarray:
+def features_of_space(space: RecordedSpace, path: Path, cache: Path) -> np.ndarray:
     """(N, F), from the cache where they are there."""
     provider = next(p for p in providers((space.provider,), space.target))
     folder = Path(str(files("wpk.dsl")))
@@ -171,9 +172,9 @@ def judge(subjects: Sequence[Subject], seed: int = 0) -> dict[str, dict[str, Ran
     for s in subjects:
         kin = relatives(s.name)
         if kin not in models:
-            models[kin] = _trained([x for x in subjects if relatives(x.name) != kin], seed)
+            models[kin] = trained([x for x in subjects if relatives(x.name) != kin], seed)
         alone = models[kin] if sum(relatives(x.name) == kin for x in subjects) == 1 else None
-        alone = alone or _trained([x for x in subjects if x.name != s.name], seed)
+        alone = alone or trained([x for x in subjects if x.name != s.name], seed)
         found[s.name] = {
             "prior": ranked(s.features[:, 0], s.seconds),
             "held out": ranked(_scores(models[kin], s), s.seconds),
@@ -183,7 +184,8 @@ def judge(subjects: Sequence[Subject], seed: int = 0) -> dict[str, dict[str, Ran
     return found
 
 
-def _trained(subjects: Sequence[Subject], seed: int) -> CostModel:
+def trained(subjects: Sequence[Subject], seed: int) -> CostModel:
+    """A model of all that was measured of tasks."""
     return train((s.examples for s in subjects), NAMES, seed)
 
 
@@ -315,7 +317,7 @@ def figure(subjects: Sequence[Subject], model_of: Callable[[Subject], CostModel]
 def main() -> None:
     """Judge, print, write; or train what is shipped."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--spaces", type=Path, default=Path("tests/data/spaces"))
+    p.add_argument("--spaces", type=Path, default=SUBJECTS_FOLDER)
     p.add_argument("--cache", type=Path, default=Path("build/cost_model"))
     p.add_argument("--logs", type=lambda s: [Path(x) for x in s.split(",")], default=_LOGS)
     p.add_argument("--out", type=Path, default=Path("benchmarks/results/search"))
@@ -326,7 +328,7 @@ def main() -> None:
     if args.ship:
         path = Path(str(files("wpk.configs"))) / "cost_model" / "cost_model.json"
         path.parent.mkdir(exist_ok=True)
-        _trained(subjects, 0).save(path)
+        trained(subjects, 0).save(path)
         print(f"{path.name}: {path.stat().st_size} bytes")
         return
     args.out.mkdir(parents=True, exist_ok=True)
@@ -335,7 +337,7 @@ def main() -> None:
     (args.out / "cost_model.md").write_text(markdown(result) + "\n")
     print(markdown(result), f"\n{monotonic() - begun:.0f} s")
     kin = {relatives(s.name): s for s in subjects}
-    models = {k: _trained([x for x in subjects if relatives(x.name) != k], 0) for k in kin}
+    models = {k: trained([x for x in subjects if relatives(x.name) != k], 0) for k in kin}
     figure(subjects, lambda s: models[relatives(s.name)], args.out / "cost_model.png")
 
 
