@@ -137,10 +137,10 @@ def algorithm(workload: Workload, s: Shape, f: Transform) -> Algorithm:
         Stage("d", (i, j, t, c_b, cv), Load("xp", (image, c_b.var, row + i.var, col + j.var, cv.var)))
     )
     stages += [
-        Stage("e", (xi, j, t, c_b, cv), _times("B1", xi, a, lambda p: Load("d", (p, j.var, *tc)))),
-        Stage("r", (xi, j, t, c_b, cv), _times("B2", xi, a, lambda p: Load("e", (p, j.var, *tc)))),
-        Stage("f", (xi, nu, t, c_b, cv), _times("B1", nu, a, lambda p: Load("r", (xi.var, p, *tc)))),
-        Stage("V", (xi, nu, t, c_b, cv), _times("B2", nu, a, lambda p: Load("f", (xi.var, p, *tc)))),
+        Stage("e", (xi, j, t, c_b, cv), times("B1", xi, a, lambda p: Load("d", (p, j.var, *tc)))),
+        Stage("r", (xi, j, t, c_b, cv), times("B2", xi, a, lambda p: Load("e", (p, j.var, *tc)))),
+        Stage("f", (xi, nu, t, c_b, cv), times("B1", nu, a, lambda p: Load("r", (xi.var, p, *tc)))),
+        Stage("V", (xi, nu, t, c_b, cv), times("B2", nu, a, lambda p: Load("f", (xi.var, p, *tc)))),
     ]
     c = Axis("c", s.cg)
     channel: Expr = c.var if s.groups == 1 else k_b.var // (kb // s.groups) * s.cg + c.var
@@ -154,10 +154,10 @@ def algorithm(workload: Workload, s: Shape, f: Transform) -> Algorithm:
     ]
     oi, oj, p, q = Axis("i", f.m), Axis("j", f.m), Axis("p", a), Axis("q", a)
     stages += [
-        Stage("g", (p, nu, *y), _times("A1", p, a, lambda x: Load("M", (x, nu.var, *tk)))),
-        Stage("z", (oi, nu, *y), _times("A2", oi, a, lambda x: Load("g", (x, nu.var, *tk)))),
-        Stage("h", (oi, q, *y), _times("A1", q, a, lambda x: Load("z", (oi.var, x, *tk)))),
-        Stage("y", (oi, oj, *y), _times("A2", oj, a, lambda x: Load("h", (oi.var, x, *tk)))),
+        Stage("g", (p, nu, *y), times("A1", p, a, lambda x: Load("M", (x, nu.var, *tk)))),
+        Stage("z", (oi, nu, *y), times("A2", oi, a, lambda x: Load("g", (x, nu.var, *tk)))),
+        Stage("h", (oi, q, *y), times("A1", q, a, lambda x: Load("z", (oi.var, x, *tk)))),
+        Stage("y", (oi, oj, *y), times("A2", oj, a, lambda x: Load("h", (oi.var, x, *tk)))),
     ]
     operands = Operands(workload, 2, s.block)
     at = (image, k_b.var, row + oi.var, col + oj.var, kv.var)
@@ -167,7 +167,7 @@ def algorithm(workload: Workload, s: Shape, f: Transform) -> Algorithm:
     u = Buffer("u", (a, a, kb, -(-s.cg // s.block), s.block, s.block))
     x = Buffer("x", (s.n, cb, s.h, s.w, s.block))
     out = Buffer("out", (s.n, kb, s.oh, s.ow, s.block), access="out")
-    tables = [_table("B1", f.b1), _table("B2", f.b2), _table("A1", f.a1), _table("A2", f.a2)]
+    tables = [table_of("B1", f.b1), table_of("B2", f.b2), table_of("A1", f.a1), table_of("A2", f.a2)]
     return Algorithm("winograd", (x, u, *operands.buffers(), out), tuple(stages), tuple(tables))
 
 
@@ -180,11 +180,12 @@ def _padded(s: Shape, f: Transform, th: int, tw: int) -> Stage:
     return Stage("xp", (n, cb, h, w, cv), Select(inside, Load("x", (n.var, cb.var, row, col, cv.var)), ZERO))
 
 
-def _table(name: str, matrix: Matrix) -> Buffer:
+def table_of(name: str, matrix: Matrix) -> Buffer:
+    """A matrix as a constant table of a kernel."""
     return Buffer(name, (len(matrix), len(matrix[0])), values=tuple(float(x) for row in matrix for x in row))
 
 
-def _times(table: str, row: Axis, n: int, of: Callable[[Expr], Expr]) -> Expr:
+def times(table: str, row: Axis, n: int, of: Callable[[Expr], Expr]) -> Expr:
     """sum over p of table[row, p] * of(p), written out: constant factors of 0 and ±1 fold away when unrolled."""
     total: Expr | None = None
     for p in range(n):
@@ -452,4 +453,4 @@ class Winograd:
         return [np.ascontiguousarray(blocked), *Operands(workload, 2, s.block).pack(constants, 1)]
 
 
-__all__ = ["Transform", "Winograd", "transform", "transformed_weights"]
+__all__ = ["Transform", "Winograd", "table_of", "times", "transform", "transformed_weights"]

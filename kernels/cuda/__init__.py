@@ -12,11 +12,12 @@ from wpk.kernels.cuda.pool import CudaPool
 from wpk.kernels.cuda.reduce import CudaReduce
 from wpk.kernels.cuda.resize import CudaResize
 from wpk.kernels.cuda.softmax import CudaSoftmax
+from wpk.kernels.cuda.winograd import CudaWinograd, CudaWinogradMma
 from wpk.kernels.family import Family
 
 #: where nothing is measured, the first that fits is taken: the special before the general
 FAMILIES: tuple[Family, ...] = (
     CudaGemv(), gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaConvMma(), CudaConv(),
     CudaEltwise(), CudaPool(), CudaSoftmax(), CudaLrn(), CudaNorm(), CudaReduce(), CudaGather(), CudaResize(),
-    moves.CudaMove(), moves.convert(), joins.CudaJoin(), joins.split(),
+    moves.CudaMove(), moves.convert(), joins.CudaJoin(), joins.split(), CudaWinograd(), CudaWinogradMma(),
 )  # fmt: skip

@@ -26,6 +26,21 @@ def as_float32(workload: Workload) -> Workload:
     return replace(workload, inputs=inputs, outputs=outputs)
 
 
+def as_floats(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored values as float32 numbers; bfloat16 comes as such or as its bits."""
+    if dtype != "bfloat16":
+        return array.astype(np.float32)
+    return (np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 numbers as they are stored, rounded to nearest even; bfloat16 as its bits."""
+    if dtype != "bfloat16":
+        return array.astype(dtype)
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
 class GpuOperands:
     """Inputs ``first``… of a workload as parameters ``e<i>`` in their own dtypes; ``groups`` as in RowOperands."""
 
@@ -47,4 +62,4 @@ class GpuOperands:
         return [p.astype(c.dtype) for p, c in zip(packed, constants[skip:], strict=True)]
 
 
-__all__ = ["STORED", "GpuOperands", "as_float32"]
+__all__ = ["STORED", "GpuOperands", "as_float32", "as_floats", "as_stored"]

@@ -104,7 +104,7 @@ def test_exit_codes_are_documented_and_distinct() -> None:
 def test_doctor_finds_this_machine(cli: Cli) -> None:
     ran = cli("doctor")
     assert ran.code == 0
-    for name in ("compiler", "cache", "native runtime", "onnxruntime"):
+    for name in ("compiler", "cache", "native runtime", "onnxruntime", "nvrtc", "GPU"):
         assert name in ran.out
 
 

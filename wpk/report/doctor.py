@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from wpk.core.errors import StorageError, ToolchainError, WpkError
+from wpk.core.errors import DeviceError, StorageError, ToolchainError, WpkError
 from wpk.core.libraries import INSTALL, find_library
 from wpk.core.target import Target
+from wpk.cuda import nvrtc
 from wpk.measure.builder import CompileError, build_runtime
 from wpk.measure.toolchain import Compiler, find_compiler
 from wpk.report.peaks import peaks
+from wpk.runtime.cuda.driver import open_device
 
 #: library → the distribution that brings it
 _DISTRIBUTIONS = {"onednn": "onednn-cpu-gomp", "openblas": "scipy-openblas64"}
@@ -32,7 +34,7 @@ class Finding:
 
 def examine(target: Target, cache: Path, cc: str | None) -> list[Finding]:
     """All findings, in a fixed order. Never raises: what does not work is a finding."""
-    return [*_machine(target), *_toolchain(target, cache, cc), *_libraries()]
+    return [*_machine(target), *_toolchain(target, cache, cc), *_libraries(), *_gpu()]
 
 
 def _machine(target: Target) -> Iterator[Finding]:
@@ -90,6 +92,19 @@ def _libraries() -> Iterator[Finding]:
         else:
             yield Finding(name, f"{_version(distribution)}, {path}")
     yield _package("openvino", required=False, hint="pip install 'wpk[bench]', for comparisons only")
+
+
+def _gpu() -> Iterator[Finding]:
+    """What compiling for GPUs needs, and what running there needs besides; all of it is optional."""
+    try:
+        yield Finding("nvrtc", nvrtc.version())
+    except ToolchainError as error:
+        yield Finding("nvrtc", str(error), None)
+    try:
+        device = open_device()
+        yield Finding("GPU", f"{device.name}, {device.target.isa}, {device.target.fingerprint}")
+    except DeviceError as error:
+        yield Finding("GPU", str(error), None)
 
 
 def _package(name: str, required: bool, hint: str = "") -> Finding:
