@@ -29,6 +29,7 @@ from random import Random
 from time import monotonic
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from benchmarks.strategy_report import Outcome, figure, markdown, summary
 from wpk.core.result import config_key
@@ -138,6 +139,7 @@ _TASKS: dict[str, RecordedSpace] = {}
 
 
 def _open(folder: Path) -> None:
+    threadpool_limits(1)  # matrices are small: more threads than processes only wait for each other
     _TASKS.update((t.name, t) for t in load_spaces(folder))
 
 

@@ -314,7 +314,8 @@ def _joined(first: Tuned, second: Tuned) -> Tuned:
     for workload in second.results.workloads():
         for record in second.results.records(workload):
             first.results.add(record)
-    return Tuned(first.results, first.measured + second.measured, first.reused + second.reused, first.why)
+    measured, reused = first.measured + second.measured, first.reused + second.reused
+    return Tuned(first.results, measured, reused, first.why, first.searching + second.searching)
 
 
 def remember(

@@ -9,32 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
-from math import inf, isfinite, prod
+from math import inf, isfinite
 from typing import Protocol
 
-from wpk.core.errors import UsageError
+from threadpoolctl import ThreadpoolController
+
 from wpk.core.result import Config, Measurement, config_key
 from wpk.core.target import Target
 from wpk.core.workload import Workload
-from wpk.measure.check import reduction_length
 from wpk.providers.protocol import Provider
 from wpk.search.cost_model import HOW_TO_INSTALL, available
 from wpk.search.policy import shipped_policy
-from wpk.search.prior import Screening, ScreenOptions
-from wpk.search.rl import RlOptions
-from wpk.search.space import Space
-from wpk.search.strategy import SCREENED, STRATEGIES, Context, Learner, Strategy, make_strategy
+from wpk.search.strategy import SCREENED, Context, Learner, Strategy, make_strategy
+from wpk.tuning.arm import Arm, finalists, patience, rivals, work
 from wpk.tuning.clock import Clock
 from wpk.tuning.events import Began, Ended, Event, Forecast, Measured, Note, Observer, Phase
 from wpk.tuning.experience import Experience, distance
 from wpk.tuning.flight import Batch, Flight
 from wpk.tuning.forecast import Open, at_the_roof, seconds_left, total_seconds, worth_more
 from wpk.tuning.log import TuningLog
+from wpk.tuning.options import TuneOptions as TuneOptions
 from wpk.tuning.record import Record, Versions, is_library
 from wpk.tuning.results import ResultTable
-from wpk.tuning.scheduler import Progress, promise
+from wpk.tuning.scheduler import promise
 from wpk.tuning.screening import screening, shipped_cost_model
 from wpk.tuning.tasks import Task
 
@@ -61,61 +61,17 @@ class Measures(Protocol):
 
 
 @dataclass(frozen=True)
-class TuneOptions:
-    """``budget``: seconds of wall clock, None for as long as it takes. ``trials``: most candidates of a task.
-
-    ``batch``: candidates of one arm at a time. ``library_configs``: most configs of a library tried. ``finalists``: most rivals
-    re-timed in turns, those within ``tie`` of the best, besides other providers' best within the factor ``rival``; ``reserve``:
-    share of the budget kept for that.
-    ``batch_seconds``: about how long a batch may take. ``noise``: the share of the model's time below which gains are not worth
-    a search, all tasks together; ``roof``: a task whose best is within this share of the machine's roof is not searched.
-    ``rl``: the learner's hyper-parameters. ``screen``: how kernels are looked at before they are built, None for not at all.
-    """
-
-    budget: float | None = None
-    trials: int = 200
-    strategy: str = "genetic"
-    seed: int = 0
-    batch: int = 8
-    batch_seconds: float = 2.0
-    library_configs: int = 6
-    finalists: int = 4
-    tie: float = 0.1
-    rival: float = 1.5
-    reserve: float = 0.12
-    noise: float = 0.005
-    roof: float = 0.05
-    rl: RlOptions | None = None
-    screen: ScreenOptions | None = None
-
-    def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise UsageError(f"strategy {self.strategy!r}: expected one of {', '.join(STRATEGIES)}")
-
-
-@dataclass(frozen=True)
 class Tuned:
-    """The results that hold, how many were measured and how many taken from the log, and why it ended (see Ended)."""
+    """The results that hold, how many were measured and how many taken from the log, and why it ended (see Ended).
+
+    ``searching``: seconds in which the strategies made proposals and learned, and nothing was measured.
+    """
 
     results: ResultTable
     measured: int
     reused: int
     why: str
-
-
-@dataclass
-class Arm:
-    """One task and provider: a space, a strategy made when it is first needed, and what it brought."""
-
-    task: int
-    provider: Provider
-    space: Space
-    strategy: Strategy | None = None
-    screen: Screening | None = None
-    progress: Progress = field(default_factory=Progress)
-    known: dict[str, Config] = field(default_factory=dict)
-    exhausted: bool = False
-    settled: bool = False
+    searching: float = 0.0
 
 
 def tune(
@@ -153,7 +109,8 @@ class _Tuner:
         self._best = [inf] * len(tasks)
         self._trials = [0] * len(tasks)
         self._measured = self._reused = 0
-        self._rivals = _rivals(tasks)
+        self._searching, self._libraries = 0.0, ThreadpoolController()
+        self._rivals = rivals(tasks)
         self._arms: list[Arm] = []
         self._flight: Flight[Arm] = Flight()
 
@@ -173,7 +130,7 @@ class _Tuner:
             self._flight.drop()
         self._log.seal(t.workload for t in self._tasks)
         self._tell(Ended(self._clock.now() - self._start, why))
-        return Tuned(self._table, self._measured, self._reused, why)
+        return Tuned(self._table, self._measured, self._reused, why, self._searching)
 
     def _phases(self) -> str:
         self._tell(Phase("baselines"))
@@ -213,7 +170,7 @@ class _Tuner:
 
         The tasks with most work first. Arms that prove to be far behind get no second config here.
         """
-        arms = sorted(self._arms, key=lambda a: -_work(self._tasks[a.task]))
+        arms = sorted(self._arms, key=lambda a: -work(self._tasks[a.task]))
         likely = [a for a in arms if self._likely(a)]
         rest = [a for a in arms if a not in likely]
         for group, stop, reserve in (
@@ -225,7 +182,7 @@ class _Tuner:
             for arm in group:
                 if self._late(max(reserve, self._options.reserve)):
                     break
-                if stop or arm.progress.best <= _patience(arm, self._options.rival) * self._to_beat(arm.task):
+                if stop or arm.progress.best <= patience(arm, self._options.rival) * self._to_beat(arm.task):
                     wanted = [c for c in self._first_configs(arm)[:stop] if config_key(c) not in arm.known]
                     self._begin(arm, wanted)
                     while self._flight.full(self._slots):
@@ -249,14 +206,16 @@ class _Tuner:
     def _search(self) -> bool:
         while not self._late(self._options.reserve):
             while not self._flight.full(self._slots) and (arm := self._next_arm()) is not None:
-                asked = self._strategy(arm).ask(self._batch(arm))
+                with self._thinking():
+                    asked = self._strategy(arm).ask(self._batch(arm))
                 arm.exhausted = not asked
                 self._begin(arm, asked)
             if not self._flight:
                 return True
             batch = self._flight.oldest()
             results = self._finish(batch)
-            self._learn(batch.arm, results)
+            with self._thinking():
+                self._learn(batch.arm, results)
             self._tell(Forecast(self._forecast()))
         self._flight.drop()
         return False
@@ -342,12 +301,12 @@ class _Tuner:
     def _to_time_again(self, index: int) -> list[tuple[Provider, Config]]:
         """The rivals of a task, if there is a choice to be made and time to make it well."""
         task, providers = self._tasks[index], {p.name: p for p in self._providers}
-        rivals = _finalists(self._table, task.workload, self._options)
-        if len(rivals) < 2 or all(r.stage == "final" for r in rivals):
+        best = finalists(self._table, task.workload, self._options)
+        if len(best) < 2 or all(r.stage == "final" for r in best):
             return []
-        if self._late_by(sum(r.measurement.build_s + r.measurement.measure_s for r in rivals)):
+        if self._late_by(sum(r.measurement.build_s + r.measurement.measure_s for r in best)):
             return []
-        return [(providers[r.provider], r.config) for r in rivals]
+        return [(providers[r.provider], r.config) for r in best]
 
     def _again(self, rivals: tuple[int, list[tuple[Provider, Config]]]) -> list[Measurement]:
         return self._measurer.measure_again(self._tasks[rivals[0]].workload, rivals[1])
@@ -365,6 +324,14 @@ class _Tuner:
                 )
 
     # One step
+
+    @contextmanager
+    def _thinking(self) -> Iterator[None]:
+        """Count the time; on one thread, because matrices are small and idle threads of the library would disturb timings."""
+        begun = self._clock.now()
+        with self._libraries.limit(limits=1):
+            yield
+        self._searching += self._clock.now() - begun
 
     def _strategy(self, arm: Arm) -> Strategy:
         """The arm's strategy, told what is known; it starts from good configs of similar tasks."""
@@ -460,42 +427,6 @@ class _Tuner:
 def versions_of(providers: Sequence[Provider], compiler: str, generator: str = "") -> Versions:
     """The versions in force."""
     return Versions(compiler, {p.name: p.version for p in providers}, generator)
-
-
-def _finalists(table: ResultTable, workload: Workload, options: TuneOptions) -> list[Record]:
-    """The fastest records within the tie margin of the best, and the best of each other provider that is not far behind."""
-    ok = sorted(
-        (r for r in table.records(workload) if r.measurement.ok), key=lambda r: (r.measurement.time, r.key)
-    )
-    if not ok:
-        return []
-    best = ok[0].measurement.time
-    near = [r for r in ok if r.measurement.time <= best * (1 + options.tie)][: options.finalists]
-    leaders = {r.provider: r for r in reversed(ok) if r.measurement.time <= best * options.rival}
-    return list({r.key: r for r in (*near, *leaders.values())}.values())
-
-
-def _rivals(tasks: Sequence[Task]) -> Mapping[int, tuple[int, ...]]:
-    """Task → the other tasks that some node could be instead."""
-    users: dict[str, set[int]] = {}
-    for i, task in enumerate(tasks):
-        for node in task.nodes:
-            users.setdefault(node, set()).add(i)
-    return {
-        i: tuple(sorted({j for node in task.nodes for j in users[node]} - {i}))
-        for i, task in enumerate(tasks)
-    }
-
-
-def _patience(arm: Arm, rival: float) -> float:
-    """The factor behind the best at which an arm gets no more first configs: a guess of a kernel's says less than a library's."""
-    return rival if is_library(arm.provider.name) else 2 * rival
-
-
-def _work(task: Task) -> float:
-    """A measure of the arithmetic in all runs of a task."""
-    terms = reduction_length(task.workload)
-    return float(task.weight * terms * sum(prod(t.shape) for t in task.workload.outputs))
 
 
 def _finite(seconds: float) -> float:
