@@ -3,15 +3,15 @@
     python -m benchmarks.convergence MODEL.onnx [--budget 10m] [--threads 2] [--json FILE]
 
 Two compiles: one starts from the logs that ship with wpk, one without any. The curve is read from the log: the total that the
-planner would choose by what was known at a moment, infinite while a node had no measurement at all. The share of the time in
-which nothing was being built or measured is the search's own.
+planner would choose by what the search had measured at a moment, infinite while a node had no measurement at all. What is
+measured after the search counts at every moment, because it depends on what the search found: conversions between layouts.
+Rivals' times when timed again in turns do not count, so that all points are comparable. Logs are kept under build/.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,9 +25,9 @@ from wpk.graph.graph import Graph
 from wpk.planner.candidates import OPAQUE, Catalogue
 from wpk.planner.choose import choose
 from wpk.settings import parse_budget
-from wpk.stages import Options, Shop, best_graph, open_shop, read_source, tune_graphs
+from wpk.stages import Options, Shop, best_graph, graph_tasks, open_shop, read_source, tune_graphs
 from wpk.tuning.experience import Experience
-from wpk.tuning.log import TuningLog
+from wpk.tuning.log import TuningLog, read_log
 from wpk.tuning.record import Record
 from wpk.tuning.results import ResultTable
 
@@ -38,7 +38,8 @@ WITHIN, POINTS = 1.03, 60
 @dataclass(frozen=True)
 class Curve:
     """One compile. ``points``: (seconds since the start, total seconds of the plan known then). ``to_within``: the first of them
-    from which on all are within 3% of the last one's total. ``searching``: share of the wall clock.
+    from which on all are within 3% of the last one's total. ``searching``: share of the wall clock in which strategies made
+    proposals and learned while nothing was built or measured.
     """
 
     shipped_logs: bool
@@ -60,22 +61,25 @@ def compiled(model: Path, options: Options, shipped: bool, log: Path) -> Curve:
     with patch.object(stages, "shipped", knows):
         tuned, _ = tune_graphs(source.graphs, shop, records, options)
     seconds = monotonic() - start
-    every = [r for w in tuned.results.workloads() for r in tuned.results.records(w)]
-    every.sort(key=lambda r: r.time)
-    busy = sum(r.measurement.measure_s for r in every) + sum(r.measurement.build_s for r in every) / shop.target.cores
+    every = sorted(read_log(log).records, key=lambda r: r.time)
+    tasks = {t.workload for t in graph_tasks(source.graphs, shop.target)}
+    after = [r for r in every if r.workload not in tasks]
+    searched = [r for r in every if r.workload in tasks and r.stage == "search"]
     graph = best_graph(source.graphs, tuned.results, shop)
-    points = curve(graph, every, begun, shop)
+    points = curve(graph, searched, after, begun, shop)
     final = points[-1][1]
     good = first_within(points, WITHIN * final)
-    return Curve(shipped, seconds, len(every), final, good, max(1 - busy / seconds, 0.0), tuple(points))
+    return Curve(shipped, seconds, len(searched), final, good, tuned.searching / seconds, tuple(points))
 
 
-def curve(graph: Graph, records: Sequence[Record], begun: datetime, shop: Shop) -> list[tuple[float, float]]:
-    """The planner's total by what was known at ``POINTS`` moments, evenly apart in candidates."""
+def curve(
+    graph: Graph, records: Sequence[Record], after: Sequence[Record], begun: datetime, shop: Shop
+) -> list[tuple[float, float]]:
+    """The planner's total by what was known at ``POINTS`` moments, evenly apart in candidates, and by ``after``."""
     step, found = max(len(records) // POINTS, 1), list[tuple[float, float]]()
     opaque = {n.name for n in graph.nodes if n.op in OPAQUE}
     for count in [*range(step, len(records), step), len(records)]:
-        choices = choose(graph, Catalogue(shop.providers, ResultTable(records[:count]), shop.target))
+        choices = choose(graph, Catalogue(shop.providers, ResultTable([*after, *records[:count]]), shop.target))
         at = (datetime.fromisoformat(records[count - 1].time) - begun).total_seconds()
         known = all(a.implementation.measured or n in opaque for n, a in choices.nodes.items())
         found.append((max(at, 0.0), choices.seconds if known else inf))
@@ -104,8 +108,10 @@ def main() -> None:
     options = Options(args.budget, threads=args.threads, trials=10_000)
     curves = []
     for shipped in (False,) if args.without else (True, False):
-        with tempfile.TemporaryDirectory() as folder:
-            found = compiled(args.model, options, shipped, Path(folder) / "log.jsonl")
+        log = Path("build/convergence") / f"{args.model.stem}-{'shipped' if shipped else 'nothing'}.jsonl"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        found = compiled(args.model, options, shipped, log)
         curves.append(found)
         start = "the shipped logs" if shipped else "nothing"
         print(
