@@ -4,12 +4,15 @@ The plan is that of :mod:`wpk.kernels.cuda.gemm`, with another thread tile: a wa
 in which lane ``4 g + q`` owns elements (8 h + g, 2 q + v). So the sum over a step of k of what a thread owns *is* what
 one instruction of :mod:`wpk.kernels.instr.cuda` gives it. Tiles in shared memory keep the order of device memory (rows along k,
 or along m or n), swizzled where rows are short enough, padded elsewhere; they are copied some steps ahead.
+
+Products of int8 are int32 sums, exact as long as they fit; tensor cores read int8 along k only, so an operand that lies along m
+or n is turned on the way (constants before, by ``pack``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -19,7 +22,7 @@ from wpk.core.target import Gpu, Target
 from wpk.core.tensor import DTYPE_BYTES
 from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis
-from wpk.dsl.ir import Expr, Load
+from wpk.dsl.ir import Cast, Expr, Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import (
     Bind,
@@ -121,7 +124,10 @@ def algorithm(p: Product, t: Tile, e: Ends) -> Algorithm:
     k = k_axes(p.k, t.k, t.split, t.slices)
     stages = [e.a((k.kb, k.ki), m_axes[0].extent * t.m), e.b((k.kb, k.ki), n_axes[0].extent * t.n)]
     a, b = Load("as", (*batch_index(batch, p.a_batch), *k.at, m)), Load("bs", (*batch_index(batch, p.b_batch), *k.at, n))
-    return summed(e, stages, a * b, k, (*batch, *m_axes, *n_axes), (*(x.var for x in batch), m, n))
+    whole = stages[0].dtype == "int8"
+    product = Cast("int32", a) * Cast("int32", b) if whole else a * b
+    at = (*(x.var for x in batch), m, n)
+    return summed(e, stages, product, k, (*batch, *m_axes, *n_axes), at, "int32" if whole else "float32")
 
 
 def fragment_axes(name: str, letters: str, extent: int, inner: tuple[int, ...]) -> tuple[tuple[Axis, ...], Expr]:
@@ -242,7 +248,8 @@ def steps(p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] |
     first = "part" if t.split > 1 else "out"
     batch = tuple(f"b{i}" for i in range(len(p.batch)))
     parts = part_axes(t.split, t.slices)
-    instr = mma(dtype, t.rows, t.columns, p.trans_a, not p.trans_b)
+    by_k = dtype == "int8"
+    instr = mma(dtype, t.rows, t.columns, p.trans_a and not by_k, not p.trans_b and not by_k)
     plan = block_tile(first, batch, t, c)
     if t.slices > 1:
         stored = ("mb", "nb", "mw", "nw", "mi", "mh", "ni", "mg", "nq", "nv")
@@ -284,19 +291,19 @@ def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[S
 def staged_tile(
     stage: str, row: str, batches: int, stride: int, turned: bool, rows: int, t: Tile, c: Config, dtype: str
 ) -> list[Step]:
-    """All threads copy a tile in the order of device memory: rows of k, or (``turned``) rows of m or n."""
+    """All threads copy a tile in the order of device memory: rows of k, or (``turned``) rows of m or n (int8 kept along k)."""
     outer = (*(f"b{i}" for i in range(batches)), "kb")
     first, rest = (outer[:-1], ("kb",)) if t.slices > 1 else (outer, ())
     size = DTYPE_BYTES[dtype]
     along, other, extent = (row, "ki", rows) if turned else ("ki", row, t.k)
     by_words = turned and size == 4  # read element by element: eight columns of four rows
+    width = width_of(stride, extent, bytes_each=size)
+    nest = copied(stage, first, (*rest, other), along, width, t.threads)
+    if turned and size == 1:
+        along, other, extent = other, along, t.k
     swizzle = extent * size if c["swizzle"] and extent * size in (32, 64, 128) and not by_words else 0
     pad = 0 if swizzle else 8 if by_words else 16 // size
-    width = width_of(stride, extent, bytes_each=size)
-    return [
-        *copied(stage, first, (*rest, other), along, width, t.threads),
-        StoreAs(stage, (*outer, other, along), pad=(along, pad) if pad else None, swizzle=swizzle),
-    ]
+    return [*nest, StoreAs(stage, (*outer, other, along), pad=(along, pad) if pad else None, swizzle=swizzle)]
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------
@@ -310,6 +317,27 @@ def precision_of(workload: Workload) -> str | None:
     return dtype if dtype in TYPES and dtype != "int8" else None
 
 
+def unfit_int8(workload: Workload) -> str | None:
+    """Why a product of int8 cannot be built, or None: its sums are the output, or what an epilogue makes float32 of."""
+    result = "int32" if workload.epilogue is None else "float32"
+    if workload.outputs[0].dtype != result:
+        return f"output {workload.outputs[0]} of an int8 product, expected {result} here"
+    wide = tuple(replace(t, dtype="float32") for t in workload.inputs[:2])
+    output = replace(workload.outputs[0], dtype="float32")
+    return unfit(as_float32(replace(workload, inputs=(*wide, *workload.inputs[2:]), outputs=(output,))))
+
+
+def multiplied(workload: Workload) -> Product:
+    """The product of a workload as its kernel sees it: int8 constants lie along k."""
+    p = product_of(workload)
+    return replace(p, trans_b=True) if workload.inputs[1].dtype == "int8" and p.constant else p
+
+
+def laid(matrix: np.ndarray, shape: tuple[int, ...], turned: bool) -> np.ndarray:
+    """A constant operand as the kernel reads it, in ``shape``; a vector is a matrix either way."""
+    return np.ascontiguousarray(np.swapaxes(matrix, -1, -2) if turned and matrix.ndim > 1 else matrix).reshape(shape)
+
+
 @dataclass(frozen=True)
 class CudaGemmMma:
     """Matrix product of ROW matrices on tensor cores; see the module's docstring. ``op`` is ``gemm`` or ``matmul``."""
@@ -320,36 +348,37 @@ class CudaGemmMma:
     packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
-        """Operands of one dtype in layout ROW: 16-bit floats, or float32 with ``precision="tf32"``; on a GPU."""
+        """Operands of one dtype in layout ROW: 16-bit floats, float32 with ``precision="tf32"``, or int8; on a GPU."""
         if workload.op != self.op or gpu_of(target) is None:
             return f"op is {workload.op} for {target.arch}, expected {self.op} for cuda"
-        if precision_of(workload) is None:
-            return f"operand {workload.inputs[0]}: tensor cores take float16, bfloat16, or float32 with precision tf32"
-        if workload.inputs[0].dtype != workload.inputs[1].dtype:
+        dtype = workload.inputs[0].dtype
+        if precision_of(workload) is None and dtype != "int8":
+            return f"operand {workload.inputs[0]}: tensor cores take float16, bfloat16, int8, or float32 with precision tf32"
+        if dtype != workload.inputs[1].dtype:
             return f"operands {workload.inputs[0]} and {workload.inputs[1]} differ in dtype"
-        return unfit(as_float32(workload))
+        return unfit_int8(workload) if dtype == "int8" else unfit(as_float32(workload))
 
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""
         assert target.gpu is not None
-        return space(product_of(workload), workload.inputs[0].dtype, target.gpu)
+        return space(multiplied(workload), workload.inputs[0].dtype, target.gpu)
 
     def build(self, workload: Workload, config: Config, target: Target) -> Built:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""
         dtype = workload.inputs[0].dtype
-        p, t = product_of(workload), tile_of(config, dtype)
+        p, t = multiplied(workload), tile_of(config, dtype)
         name = f"{TYPES[dtype][1]}_{workload.op}_mma_{t.m}x{t.n}x{t.k}__{target.isa}"
         return Built(lower(schedule(algorithm(p, t, ends(workload, p)), steps(p, t, config, dtype)), name), target.isa)
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
     ) -> list[np.ndarray]:
-        """Constants as they are, epilogue operands with the output's dimensions merged."""
-        p = product_of(workload)
+        """Constants as they are (an int8 matrix along k), epilogue operands with the output's dimensions merged."""
+        p = multiplied(workload)
+        turned = p.trans_b != product_of(workload).trans_b
         own = [i for i in workload.constants if i < 2]
         plain = [
-            np.ascontiguousarray(c).reshape(operand_buffers(p)[i].shape)
-            for i, c in zip(own, constants, strict=False)
+            laid(c, operand_buffers(p)[i].shape, i == 1 and turned) for i, c in zip(own, constants, strict=False)
         ]
         return [*plain, *GpuOperands(workload, 2, p.groups).pack(constants, len(own))]
 

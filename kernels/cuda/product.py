@@ -12,7 +12,7 @@ from math import prod
 from wpk.core.target import Gpu
 from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
-from wpk.dsl.ir import Buffer, Const, Expr, Load, Select
+from wpk.dsl.ir import Buffer, Cast, Const, Expr, Load, Select
 from wpk.kernels.cuda.operands import GpuOperands
 from wpk.kernels.epilogue import ZERO
 from wpk.kernels.gemm import Product
@@ -35,13 +35,14 @@ class Ends:
 
 
 def ends(workload: Workload, p: Product) -> Ends:
-    """The ends of a gemm or matmul workload."""
+    """The ends of a gemm or matmul workload. Sums of int8 products are int32, which an epilogue sees as float32."""
     dtype, result = workload.inputs[0].dtype, workload.outputs[0].dtype
     batch = batch_axes(p)
     operands = GpuOperands(workload, 2, p.groups)
 
     def out(acc: Expr, at: tuple[Expr, ...], place: tuple[Axis, ...]) -> Stage:
         where = (at[-2] < p.m) & (at[-1] < p.n)
+        acc = Cast("float32", acc) if dtype == "int8" and result != "int32" else acc
         return Stage("out", place, operands.value(acc, at), None, at, where, result)
 
     a, b = operand_buffers(p, dtype)
@@ -83,31 +84,33 @@ def k_axes(k: int, tile: int, split: int, slices: int = 1) -> Steps:
 
 
 def summed(
-    e: Ends, stages: list[Stage], product: Expr, k: Steps, place: tuple[Axis, ...], at: tuple[Expr, ...]
-) -> Algorithm:
-    """``stages``, the sum of ``product`` over k, and the output.
+    e: Ends, stages: list[Stage], product: Expr, k: Steps, place: tuple[Axis, ...], at: tuple[Expr, ...],
+    dtype: str = "float32",
+) -> Algorithm:  # fmt: skip
+    """``stages``, the sum of ``product`` over k (of ``dtype``), and the output.
 
     Slices of k are added by a block (``slice`` → ``joint``), splits by a second kernel (``part`` → ``total``).
     """
     split, slices = (k.ks,) if k.ks.extent > 1 else (), (k.kp,) if k.kp.extent > 1 else ()
-    stages = [*e.before, *stages, Stage("acc", (*split, *slices, *place), product, Reduce("+", (k.ko, k.ki)))]
+    stages = [*e.before, *stages, Stage("acc", (*split, *slices, *place), product, Reduce("+", (k.ko, k.ki)), dtype=dtype)]
     last = "acc"
     if slices:
-        stages.append(_same("slice", last, (*split, *slices, *place)))
-        stages.append(_same("joint", "slice", (*split, *slices, *place), k.kp))
+        stages.append(_same("slice", last, (*split, *slices, *place), dtype))
+        stages.append(_same("joint", "slice", (*split, *slices, *place), dtype, k.kp))
         last = "joint"
     if split:
-        stages.append(_same("part", last, (*split, *place)))
-        stages.append(_same("total", "part", (*split, *place), k.ks))
+        stages.append(_same("part", last, (*split, *place), dtype))
+        stages.append(_same("total", "part", (*split, *place), dtype, k.ks))
         last = "total"
     acc = Load(last, tuple(x.var for x in place))
     return Algorithm(e.name, e.params, (*stages, e.out(acc, at, place)))
 
 
-def _same(name: str, source: str, axes: tuple[Axis, ...], over: Axis | None = None) -> Stage:
+def _same(name: str, source: str, axes: tuple[Axis, ...], dtype: str, over: Axis | None = None) -> Stage:
     """What another stage has along the same axes, added over one of them."""
     value = Load(source, tuple(x.var for x in axes))
-    return Stage(name, tuple(x for x in axes if x is not over), value, Reduce("+", (over,)) if over else None)
+    kept = tuple(x for x in axes if x is not over)
+    return Stage(name, kept, value, Reduce("+", (over,)) if over else None, dtype=dtype)
 
 
 def operand_buffers(p: Product, dtype: str = "float32") -> tuple[Buffer, Buffer]:
@@ -133,7 +136,8 @@ def staged(
     pair = (k, axis.var) if k_first else (axis.var, k)
     value = Load(tensor, (*(x.var for x in own), *pair))
     inside = (axis.var < row[1]) & (k < k_count)
-    return Stage(name, (*own, *k_axes, axis), Select(inside, value, ZERO), dtype=dtype)
+    zero = Const(0, dtype) if dtype == "int8" else ZERO
+    return Stage(name, (*own, *k_axes, axis), Select(inside, value, zero), dtype=dtype)
 
 
 @dataclass(frozen=True)
