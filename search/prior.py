@@ -26,8 +26,8 @@ class ScreenOptions:
     many before anything is told. ``memory``: the latest measurements that are learned from, which bounds the time that takes.
     """
 
-    most: int = 16
-    first: int = 32
+    most: int = 8
+    first: int = 24
     memory: int = 256
 
 

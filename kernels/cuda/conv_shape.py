@@ -82,7 +82,7 @@ class Conv:
 
 def conv_of(workload: Workload, copy: int = 0) -> Conv:
     """The numbers of a conv workload; those on a padded copy of the input with ``copy`` channels, if any."""
-    s = _as_given(workload)
+    s = _joined(workload)
     if copy == 0:
         return s
     s = replace(s, c=copy, h=(s.oh - 1) * s.sh + (s.kh - 1) * s.dh + 1, ph=0, pw=0)
@@ -90,15 +90,20 @@ def conv_of(workload: Workload, copy: int = 0) -> Conv:
     return replace(s, w=next(w for w in count(-(-row // copy)) if w * copy % 8 == 0))
 
 
-def _as_given(workload: Workload) -> Conv:
-    x, y = workload.inputs[0], workload.outputs[0]
-    (n, c, h, w), (k, _, kh, kw), (oh, ow) = x.shape, workload.inputs[1].shape, y.shape[2:]
-    strides, pads, last = workload.ints("strides"), workload.ints("pads"), y.layout == "NHWC"
-    if (kh, kw, *strides) == (1, 1, 1, 1) and not any(pads):
-        n, h, w = (1, 1, n * h * w) if last and _whole(workload) else (n, 1, h * w)
-        oh, ow = h, w
-    (sh, sw), (dh, dw), groups = strides, workload.ints("dilations"), int(workload.attr("group"))  # type: ignore[arg-type]
-    return Conv(n, c, h, w, k, oh, ow, kh, kw, sh, sw, pads[0], pads[1], dh, dw, groups, last)
+def given(workload: Workload) -> Conv:
+    """The numbers of a conv workload, rows and images apart even where it only mixes channels."""
+    (n, c, h, w), (k, _, kh, kw), y = workload.inputs[0].shape, workload.inputs[1].shape, workload.outputs[0]
+    pads, groups = workload.ints("pads"), int(workload.attr("group"))  # type: ignore[arg-type]
+    (sh, sw), (dh, dw) = workload.ints("strides"), workload.ints("dilations")
+    return Conv(n, c, h, w, k, *y.shape[2:], kh, kw, sh, sw, pads[0], pads[1], dh, dw, groups, y.layout == "NHWC")
+
+
+def _joined(workload: Workload) -> Conv:
+    s = given(workload)
+    if (s.kh, s.kw, s.sh, s.sw) != (1, 1, 1, 1) or any(workload.ints("pads")):
+        return s
+    n, h, w = (1, 1, s.n * s.h * s.w) if s.last and _whole(workload) else (s.n, 1, s.h * s.w)
+    return replace(s, n=n, h=h, w=w, oh=h, ow=w)
 
 
 def _whole(workload: Workload) -> bool:
@@ -358,5 +363,5 @@ def unfit(workload: Workload, dtypes: Sequence[str]) -> str | None:
 
 
 __all__ = [
-    "Conv", "conv_of", "copied_first", "copies", "ends", "orders", "pack", "product_of", "strides_of", "unfit", "vectors_of",
+    "Conv", "conv_of", "copied_first", "copies", "ends", "given", "orders", "pack", "product_of", "strides_of", "unfit", "vectors_of",
 ]  # fmt: skip

@@ -30,8 +30,11 @@ from wpk.search.space import Space
 APART = ((0,), (1,), (2,), (3,))
 
 
-def unfit(workload: Workload, op: str, target: Target) -> str | None:
-    """Why a family on images cannot take a workload: it wants floats in ROW or NHWC, the same in and out, on a GPU."""
+def unfit(workload: Workload, op: str, target: Target, first: int = 1) -> str | None:
+    """Why a family on images cannot take a workload: it wants floats in ROW or NHWC, the same in and out, on a GPU.
+
+    Inputs ``first``… are the epilogue's.
+    """
     if workload.op != op or gpu_of(target) is None:
         return f"op is {workload.op} for {target.arch}, expected {op} for cuda"
     x, y = workload.inputs[0], workload.outputs[0]
@@ -39,7 +42,7 @@ def unfit(workload: Workload, op: str, target: Target) -> str | None:
         return f"{x} → {y}, expected non-empty floats of rank 4"
     if x.layout != y.layout or x.layout not in ("ROW", "NHWC"):
         return f"layouts {x.layout} → {y.layout}, expected ROW or NHWC for both"
-    return RowOperands(as_float32(_view(workload)), 1, APART).reason()
+    return RowOperands(as_float32(_view(workload)), first, APART).reason()
 
 
 def _view(workload: Workload) -> Workload:
@@ -50,11 +53,11 @@ def _view(workload: Workload) -> Workload:
 
 
 class ImageOperands:
-    """Inputs ``1``… of a workload on images as parameters ``e<i>``."""
+    """Inputs ``first``… of a workload on images as parameters ``e<i>``."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, first: int = 1) -> None:
         self._last = workload.outputs[0].layout == "NHWC"
-        self._operands = GpuOperands(_view(workload), 1, APART)
+        self._operands = GpuOperands(_view(workload), first, APART)
 
     def buffers(self) -> list[Buffer]:
         """Their parameters, in order."""
@@ -65,7 +68,7 @@ class ImageOperands:
         return self._operands.value(acc, (n, h, w, c) if self._last else (n, c, h, w))
 
     def pack(self, constants: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Constants in the order of memory."""
+        """The epilogue's constants in the order of memory."""
         images = [c.reshape(padded(c.shape)) for c in constants]
         return self._operands.pack([np.ascontiguousarray(np.moveaxis(c, 1, -1)) if self._last else c for c in images], 0)
 
