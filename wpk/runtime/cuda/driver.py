@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -145,14 +146,25 @@ class CudaDevice:
         return enqueue
 
     def library(self, kind: str, spec: dict[str, Any]) -> LibraryCall:
-        """See :class:`Device`."""
-        if kind not in _LIBRARIES:
-            raise ArtifactError(f"calls of {kind!r} are unknown: expected {', '.join(_LIBRARIES)}")
-        module, name = _LIBRARIES[kind]
+        """See :class:`Device`. The call's workspace goes when the call does."""
+        made = _library(kind)
         with self._active():
-            call = getattr(import_module(module), name)(spec, self)
+            call = made(spec, self)
             workspace = self.allocate(call.workspace_bytes) if call.workspace_bytes else 0
-        return lambda stream, pointers: call.enqueue(stream, pointers, workspace)
+
+        def enqueue(stream: int, pointers: Sequence[int]) -> None:
+            with self._active():
+                call.enqueue(stream, pointers, workspace)
+
+        if workspace:
+            finalize(enqueue, self.free, workspace).atexit = False
+        return enqueue
+
+    def offers(self, kind: str, spec: dict[str, Any]) -> list[list[str]]:
+        """The names of what a library offers for a call, best guess first, stage by stage. Raises DeviceError."""
+        with self._active():
+            found: list[list[str]] = _library(kind).offers(spec, self)
+        return found
 
     def record(self, work: Sequence[Enqueue], after: Sequence[Sequence[int]]) -> CudaGraph:
         """See :class:`Device`: a CUDA graph, captured with its branches on streams of their own."""
@@ -327,6 +339,14 @@ class _Parameters:
     def address(self) -> int:
         """The address of the array."""
         return ctypes.addressof(self._values)
+
+
+def _library(kind: str) -> Any:
+    """The class of a library's calls. Raises ArtifactError."""
+    if kind not in _LIBRARIES:
+        raise ArtifactError(f"calls of {kind!r} are unknown: expected {', '.join(_LIBRARIES)}")
+    module, name = _LIBRARIES[kind]
+    return getattr(import_module(module), name)
 
 
 def _libraries() -> tuple[Any, Any]:
