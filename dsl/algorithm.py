@@ -29,11 +29,16 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """Combine the value over ``axes`` with op ``+``, ``max`` or ``min``, starting from ``init``. Order is free."""
+    """Combine the value over ``axes`` with op ``+``, ``max`` or ``min``, starting from ``init``. Order is free.
+
+    ``count`` makes the first axis ragged: only its first so many elements are combined (none where it is negative, all where it
+    is more than there are), an integer expression of the stage's own axes. A schedule keeps that axis as one serial loop.
+    """
 
     op: str
     axes: tuple[Axis, ...]
     init: float = 0.0
+    count: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,8 @@ class _Lowering:
         if stage.reduce is None:
             return self._loops(_Walk(stage, nest, box, False), nest.order)
         over: Box = {a.name: (ZERO, a.extent) for a in stage.reduce.axes}
+        if stage.reduce.count is not None and stage.reduce.axes[0].name not in nest.order:
+            raise ScheduleError(f"{stage.name}.{stage.reduce.axes[0].name}: a ragged axis is one loop")
         reduced = _carried(nest, set(over))
         pure = tuple(n for n in nest.order if n not in reduced)
         bound = [i for i, n in enumerate(nest.order) if nest.kind(n) in (*BLOCK_KINDS, "thread")]
@@ -189,14 +191,15 @@ class _Lowering:
 
     def _segment(self, walk: _Walk, order: tuple[str, ...], first: int, end: int, init: bool) -> Body:
         loop, kind, extent = order[0], walk.nest.kind(order[0]), end - first
-        if extent == 1 and kind != "thread":
+        stop = None if init else self._stop(walk, loop)
+        if extent == 1 and kind != "thread" and stop is None:
             walk.env[loop] = Const(first)
             body = self._inside(walk, order, init)
             del walk.env[loop]
             return body
         var = f"{walk.stage.name}_{loop}"
         if self.s.pipelines.get(walk.stage.name, ("", 0))[0] == loop and not init:
-            return self._pipelined(walk, order, end)
+            return self._pipelined(walk, order, end, stop)
         outside, self.parallel = self.parallel, self.parallel or kind == "parallel" or kind in BLOCK_KINDS
         if kind == "thread":
             self.threads.add(var)
@@ -211,13 +214,28 @@ class _Lowering:
                 raise ScheduleError(f"vectorize {walk.stage.name}.{loop}: not the innermost loop")
             kind = "serial"
         grain = walk.nest.grain if kind == "parallel" or kind in BLOCK_KINDS else 1
-        done = (For(var, Const(first), Const(end), kind, body, grain),)
+        done = (For(var, Const(first), stop or Const(end), kind, body, grain),)
         target = self.s.instructions.get(walk.stage.name)
         if target and target[0] == loop and not init:
             return (match(done, find(target[1]), self.ranges),)
         return done
 
-    def _pipelined(self, walk: _Walk, order: tuple[str, ...], count: int) -> Body:
+    def _stop(self, walk: _Walk, loop: str) -> Expr | None:
+        """Where the loop of a ragged axis ends, None for others. All threads of a block must agree on it."""
+        reduce = walk.stage.reduce
+        if reduce is None or reduce.count is None or loop != reduce.axes[0].name:
+            return None
+        where, spans = f"{walk.stage.name}.{loop}", self._span(walk)
+        apart = [a for a, (_, n) in spans.items() if n > 1 and _mentions(reduce.count, a)]
+        if apart or walk.nest.kind(loop) != "serial" or (walk.stage.name, loop) in self.s.segments:
+            raise ScheduleError(f"{where}: a ragged axis is a serial loop inside those of {apart or reduce.count}")
+        stop = affine.substitute(reduce.count, {a: base for a, (base, _) in spans.items()})
+        stop = affine.index(Binary("min", stop, Const(reduce.axes[0].extent)), self.ranges)
+        if any(_mentions(stop, t) for t in self.threads):
+            raise ScheduleError(f"{where}: threads of a block would end it at different times")
+        return stop
+
+    def _pipelined(self, walk: _Walk, order: tuple[str, ...], count: int, stop: Expr | None) -> Body:
         """The loop as a pipeline over the block stages computed in it."""
         loop, name = order[0], walk.stage.name
         var, depth = f"{name}_{loop}", self.s.pipelines[name][1]
@@ -238,7 +256,7 @@ class _Lowering:
             for t in ahead:
                 del self.live[t.name]
             del walk.env[loop]
-        return pipeline(var, count, depth, made, use)
+        return pipeline(var, count, depth, made, use, stop)
 
     def _kept(self, stage: Stage, box: Box) -> Body:
         """What makes a stage, which stays live."""

@@ -7,6 +7,8 @@
                                              commit
                                              use(k), reading slot k % d
 
+Where the loop ends at ``stop``, which is less than ``n`` in some runs, what is made in front is made only before ``stop`` too.
+
 One barrier an iteration: behind it slot k is there for all threads, and all are done with slot k-1, which is the one that is
 written next. Run in order this means what the loop meant.
 """
@@ -23,24 +25,26 @@ from wpk.dsl.rewrite import Place, Rewrite
 Body = tuple[Stmt, ...]
 
 
-def pipeline(var: str, count: int, depth: int, made: Sequence[tuple[Buffer, Body]], use: Body) -> Body:
+def pipeline(var: str, count: int, depth: int, made: Sequence[tuple[Buffer, Body]], use: Body, stop: Expr | None = None) -> Body:
     """The loop ``var`` in 0..count over ``made`` (buffers and what makes them) and ``use``, with ``depth`` slots.
 
-    ``depth`` is at least 2 and ``count`` at least 2.
+    ``depth`` is at least 2 and ``count`` at least 2. With ``stop``, the loop ends there; it is ``count`` at most.
     """
     depth = min(depth, count + 1)
+    end = stop or Const(count)
     names = {buffer.name for buffer, _ in made}
     make = tuple(_ahead(s, names) for _, body in made for s in body)
     k, ranges = Var(var), {var: (0, count - 1)}
     later = affine.index(k + (depth - 1), ranges)
-    first = For(var, Const(0), Const(depth - 1), "unroll", (*_slotted(make, names, k), Commit()))
+    begun = _slotted(make, names, k)
+    first = For(var, Const(0), Const(depth - 1), "unroll", (*((If(k < stop, begun),) if stop else begun), Commit()))
     steady = (
         Barrier(depth - 2),
-        If(later < count, _slotted(_moved(make, var, later), names, Binary("%", later, Const(depth)))),
+        If(later < end, _slotted(_moved(make, var, later), names, Binary("%", later, Const(depth)))),
         Commit(),
         *_slotted(use, names, Binary("%", k, Const(depth))),
     )
-    body: Body = (first, For(var, Const(0), Const(count), "serial", steady))
+    body: Body = (first, For(var, Const(0), end, "serial", steady))
     for buffer, _ in reversed(made):
         body = (Alloc(replace(buffer, shape=(depth, *buffer.shape), slots=depth), body),)
     return body

@@ -597,6 +597,7 @@ class RFactor:
             stage.reduce is not None and self.stage not in s.nests, f"{where}: not an unscheduled reduction"
         )
         assert stage.reduce is not None
+        _require(stage.reduce.count is None, f"{where}: its first axis is ragged")
         axis = next((a for a in stage.reduce.axes if a.name == self.axis), None)
         _require(axis is not None, f"{where}: no such reduction axis")
         assert axis is not None
