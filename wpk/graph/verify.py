@@ -16,7 +16,7 @@ from wpk.ops import OPERATORS
 EPILOGUES = {"conv", "gemm", "matmul", "pool", "lrn", "softmax", "eltwise", "norm", "reduce"}
 
 #: products whose operands may be rounded to tf32 say so in an attribute of their own
-_TENSOR_CORES = {(op, "precision", "tf32") for op in ("conv", "gemm", "matmul")}
+_TENSOR_CORES = {(op, "precision", "tf32") for op in ("conv", "gemm", "matmul", "attention")}
 
 
 def verify(graph: Graph) -> None:

@@ -63,6 +63,8 @@ def reduction_length(workload: Workload) -> int:
     if workload.op in ("gemm", "matmul"):
         attrs = dict(workload.attrs)
         return shapes[0][0] if attrs.get("trans_a") else shapes[0][-1]
+    if workload.op == "attention":
+        return max(shapes[0][-1], shapes[1][-2])
     if workload.op == "pool":
         return prod(_ints(workload.attr("kernel")))
     if workload.op == "lrn":

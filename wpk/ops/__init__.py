@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wpk.core.workload import Workload
+from wpk.ops.attention import ATTENTION
 from wpk.ops.base import READ, Builder, Foreign, Layouts, Lift, Operator, Speller, Work, epilogue_flops, own
 from wpk.ops.conv import CONV
 from wpk.ops.eltwise import ELTWISE, LOGIC, spell_point
@@ -23,6 +24,7 @@ OPERATORS: dict[str, Operator] = {
         CONV,
         GEMM,
         MATMUL,
+        ATTENTION,
         POOL,
         LRN,
         SOFTMAX,

@@ -6,14 +6,16 @@ clean,cse,fuse{max=24},bn,dce,regions
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import Field, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 from wpk.core.errors import UsageError
+from wpk.core.workload import Workload
 from wpk.graph.graph import Graph
 from wpk.graph.verify import verify
 from wpk.passes.affine import FoldAffine
+from wpk.passes.attention import JoinAttention, anything
 from wpk.passes.clean import ConstantOperands, Forward, MergeMoves, SinkView, TransposeToView
 from wpk.passes.concat import HoistEltwise
 from wpk.passes.dead import fold_constants, merge_duplicates, remove_dead
@@ -117,6 +119,18 @@ class Siblings:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """Products with a softmax between them become attentions where ``fits`` says so, which is not part of the text."""
+
+    fits: Callable[[Workload], bool] = field(default=anything, metadata={"text": False})
+    name: ClassVar[str] = "attention"
+
+    def run(self, graph: Graph, trace: Trace | None) -> Graph:
+        """The transformed graph."""
+        return apply_rules(graph, (JoinAttention(self.fits),), trace)
+
+
+@dataclass(frozen=True)
 class Duplicates:
     """One node for each computation, one constant for each content."""
 
@@ -152,15 +166,16 @@ class Regions:
 
 Pipeline = tuple[Pass, ...]
 PASSES: dict[str, type[Any]] = {
-    p.name: p for p in (Fold, Clean, Idioms, Hoist, Fuse, BatchNorm, Siblings, Duplicates, Dead, Regions)
+    p.name: p for p in (Fold, Clean, Idioms, Hoist, Fuse, BatchNorm, Attention, Siblings, Duplicates, Dead, Regions)
 }
 
 
-def default_pipeline(siblings: bool = False) -> Pipeline:
-    """What compiling uses. ``siblings`` adds horizontal fusion, which does not always pay."""
+def default_pipeline(siblings: bool = False, attention: Callable[[Workload], bool] | None = None) -> Pipeline:
+    """What compiling uses. ``siblings`` adds horizontal fusion, which does not always pay; ``attention`` says which ones fit."""
     horizontal: Pipeline = (Siblings(),) if siblings else ()
+    heads: Pipeline = (Attention(attention), Clean()) if attention is not None else ()
     return (
-        Dead(), Fold(), Clean(), Duplicates(), Idioms(), Hoist(), Fuse(), BatchNorm(), Clean(), Fuse(), *horizontal,
+        Dead(), Fold(), Clean(), Duplicates(), Idioms(), Hoist(), Fuse(), BatchNorm(), Clean(), Fuse(), *heads, *horizontal,
         Duplicates(), Dead(), Regions(),
     )  # fmt: skip
 
@@ -184,9 +199,13 @@ def format_pipeline(pipeline: Sequence[Pass]) -> str:
 
 def _format(step: Pass) -> str:
     options = [
-        f"{f.name}={_text(getattr(step, f.name))}" for f in fields(step) if getattr(step, f.name) != f.default
+        f"{f.name}={_text(getattr(step, f.name))}" for f in _options(type(step)) if getattr(step, f.name) != f.default
     ]
     return step.name + (f"{{{','.join(options)}}}" if options else "")
+
+
+def _options(kind: type[Pass]) -> list[Field[Any]]:
+    return [f for f in fields(kind) if f.metadata.get("text", True)]
 
 
 def _text(value: object) -> str:
@@ -205,7 +224,7 @@ def _parse(word: str) -> Pass:
     name, _, options = word.partition("{")
     if name not in PASSES:
         raise UsageError(f"unknown pass {name!r}, expected one of {', '.join(PASSES)}")
-    kinds: dict[str, type] = {f.name: type(f.default) for f in fields(PASSES[name])}
+    kinds: dict[str, type] = {f.name: type(f.default) for f in _options(PASSES[name])}
     values: dict[str, Any] = {}
     for option in filter(None, options.rstrip("}").split(",")):
         key, _, value = option.partition("=")

@@ -17,13 +17,14 @@ from wpk.core.tensor import TensorType
 from wpk.graph.graph import Graph, Node
 from wpk.graph.verify import verify
 from wpk.ops import OPERATORS
+from wpk.ops.attention import OWN
 from wpk.runtime.ports import numpy_dtype
 
 #: What users call a precision → the dtype that values are stored in.
 STORED: Mapping[str, str] = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 #: Ops whose products tensor cores make.
-PRODUCTS = ("conv", "gemm", "matmul")
+PRODUCTS = ("conv", "gemm", "matmul", "attention")
 
 #: Ops that can write another dtype than they read.
 _MIXED = (*PRODUCTS, "eltwise")
@@ -85,7 +86,7 @@ class _Lowering:
     def _node(self, node: Node) -> None:
         low = node.name in self.names
         arity = OPERATORS[node.op].arity
-        own = 0 if node.op == "eltwise" else len(node.inputs) if arity is None else arity
+        own = {"eltwise": 0, "attention": OWN}.get(node.op, len(node.inputs) if arity is None else arity)
         wanted = self.dtype if low else None
         inputs = tuple(
             self._as(v, wanted or self.graph.types[v].dtype) if v and (i < own or not low) else v

@@ -1,0 +1,144 @@
+"""attention: softmax(f(q·kᵀ))·v for each head, f being an expression over the scores and its operands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from wpk.core.pointwise import Input, Literal, Point, apply, inputs_of, parse, size
+from wpk.core.tensor import TensorType
+from wpk.core.workload import Workload
+from wpk.ops.base import Operator, Shape, Speller, row_only
+from wpk.ops.eltwise import spell_point
+
+#: q, k and v; further inputs are operands of the scores
+OWN = 3
+
+#: a row of weights that is not a number (all its scores are -infinity) becomes zeros
+GUARD: Point = apply("where", apply("eq", apply("eq", Input(0), Input(0)), Literal(0.0)), Literal(0.0), Input(0))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The numbers of an attention.
+
+    ``heads`` are those of queries, ``groups`` those of keys and values, each for as many heads, one after another; ``size`` counts
+    elements of a query and of a key, ``values`` those of a value.
+    """
+
+    batch: int
+    heads: int
+    groups: int
+    queries: int
+    keys: int
+    size: int
+    values: int
+
+    @property
+    def scores(self) -> Shape:
+        """The shape that the scores and their operands broadcast to."""
+        return self.batch, self.heads, self.queries, self.keys
+
+
+def heads_of(inputs: Sequence[TensorType], attrs: Mapping[str, Any]) -> Heads:
+    """The numbers that shapes mean; ValueError where they do not fit.
+
+    Each of q, k and v is (B, L, H·D), or (B, H, L, D).
+    """
+    q, k, v = (t.shape for t in inputs[:OWN])
+    heads = int(attrs["heads"])
+    size = _per_head(q, heads)
+    groups = _groups(k, size)
+    found = Heads(q[0], heads, groups, _length(q), _length(k), size, _per_head(v, groups))
+    same = q[0] == k[0] == v[0] and found.keys == _length(v) and heads % groups == 0
+    if not same or (len(q) == 4 and q[1] != heads) or (len(k) == 4 and k[3] != size) or (len(v) == 4 and v[1] != groups):
+        raise ValueError(f"attention of {heads} heads: {q}, {k} and {v} do not fit")
+    return found
+
+
+def _length(shape: Shape) -> int:
+    return shape[2] if len(shape) == 4 else shape[1]
+
+
+def _per_head(shape: Shape, heads: int) -> int:
+    if len(shape) not in (3, 4) or (len(shape) == 3 and shape[2] % heads):
+        raise ValueError(f"{shape} is neither (batch, length, {heads} heads × size) nor (batch, {heads} heads, length, size)")
+    return shape[3] if len(shape) == 4 else shape[2] // heads
+
+
+def _groups(shape: Shape, size: int) -> int:
+    if len(shape) not in (3, 4) or (len(shape) == 3 and shape[2] % size):
+        raise ValueError(f"keys of shape {shape} are not of {size} elements")
+    return shape[1] if len(shape) == 4 else shape[2] // size
+
+
+def shapes(inputs: Sequence[TensorType], attrs: Mapping[str, Any]) -> tuple[Shape, ...]:
+    """(B, M, H·E) with ``rows``, else (B, H, M, E); the expression reads exactly its operands, which broadcast to the scores."""
+    h = heads_of(inputs, attrs)
+    extra = tuple(range(OWN, len(inputs)))
+    if inputs_of(parse(str(attrs["scores"]))) != extra:
+        raise ValueError(f"scores {attrs['scores']} do not read just the inputs {extra}")
+    for t in inputs[OWN:]:
+        if np.broadcast_shapes(t.shape, h.scores) != h.scores:
+            raise ValueError(f"{t} does not broadcast to the scores {h.scores}")
+    return ((h.batch, h.queries, h.heads * h.values) if attrs["rows"] else (h.batch, h.heads, h.queries, h.values),)
+
+
+def flops(w: Workload) -> float:
+    """Two products, and the softmax between them."""
+    h = heads_of(w.inputs, dict(w.attrs))
+    return prod(h.scores) * (2.0 * (h.size + h.values) + 5.0 + size(parse(str(w.attr("scores")))))
+
+
+def spell(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> None:
+    """As exporters write it."""
+    h = heads_of(w.inputs, dict(w.attrs))
+    shared = h.heads // h.groups
+    q = _by_head(s, ins[0], w.inputs[0], (h.batch, h.queries, h.heads, h.size), (0, 2, 1, 3))
+    k, v = (
+        _by_head(s, ins[i], w.inputs[i], (h.batch, h.keys, h.groups, n), (0, 2, 1, 3))
+        for i, n in ((1, h.size), (2, h.values))
+    )
+    k = s.op("Transpose", (k,), perm=(0, 1, 3, 2))
+    if shared > 1:
+        k, v = _repeated(s, k, h, (h.size, h.keys)), _repeated(s, v, h, (h.keys, h.values))
+    operands = [
+        s.op("Cast", (name,), to=1) if t.dtype not in ("float32", "float16", "bfloat16") else name
+        for name, t in zip(ins[OWN:], w.inputs[OWN:], strict=True)
+    ]
+    scores = spell_point(s, parse(str(w.attr("scores"))), s.op("MatMul", (q, k)), (*ins[:OWN], *operands))
+    weights = s.op("Softmax", (scores,), axis=3 if s.opset < 13 else -1)
+    if w.attr("safe"):
+        weights = spell_point(s, GUARD, "", (weights,))
+    if not w.attr("rows"):
+        s.op("MatMul", (weights, v), outs[0])
+        return
+    mixed = s.op("Transpose", (s.op("MatMul", (weights, v)),), perm=(0, 2, 1, 3))
+    s.op("Reshape", (mixed, _shape(s, (h.batch, h.queries, h.heads * h.values))), outs[0])
+
+
+def _by_head(s: Speller, name: str, t: TensorType, shape: Shape, perm: tuple[int, ...]) -> str:
+    """(B, H, L, D) of either form."""
+    if len(t.shape) == 4:
+        return name
+    return s.op("Transpose", (s.op("Reshape", (name, _shape(s, shape))),), perm=perm)
+
+
+def _repeated(s: Speller, name: str, h: Heads, rest: tuple[int, int]) -> str:
+    """Each group for all its heads."""
+    wide = s.op("Reshape", (name, _shape(s, (h.batch, h.groups, 1, *rest))))
+    wide = s.op("Expand", (wide, _shape(s, (h.batch, h.groups, h.heads // h.groups, *rest))))
+    return s.op("Reshape", (wide, _shape(s, (h.batch, h.heads, *rest))))
+
+
+def _shape(s: Speller, shape: tuple[int, ...]) -> str:
+    return s.constant(np.array(shape, np.int64))
+
+
+ATTENTION = Operator(
+    "attention", "anchor", None, ("heads", "rows", "safe", "scores"), shapes, flops, row_only, spell
+)
