@@ -7,7 +7,8 @@ is written), ``scalar`` as one element, ``pointer`` as the address of the first 
 On a GPU the meaning is that of one thread, while the hardware runs the instruction for a warp. So an operand of kind ``warp`` is
 a tile in shared memory that the warp's threads read together, each from its own place: ``lanes`` says where. Its text
 is the tile's: ``{a}`` the address of the row where lane 0 begins, ``{a_at}`` its first column, ``{a_row}`` the elements of a
-row in memory, ``{a_swizzle}`` the bytes of its swizzle.
+row in memory, ``{a_swizzle}`` the bytes of its swizzle. An operand of kind ``group`` is the same for a warpgroup, whose 128
+threads are its lanes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from wpk.core.errors import InternalError
 from wpk.dsl.ir import Alloc, Barrier, Binary, Expr, For, If, Invoke, Stmt, Store, Var
 from wpk.dsl.rewrite import Rewrite
 
-OperandKind = Literal["vector", "scalar", "pointer", "warp"]
+OperandKind = Literal["vector", "scalar", "pointer", "warp", "group"]
 Access = Literal["in", "out", "inout"]
+#: lane // a % b * c, added up over the (a, b, c) of a dimension
+Lanes = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Operand:
     dtype: str = "float32"
     access: Access = "in"
     kind: OperandKind = "vector"
-    lanes: tuple[tuple[int, int, int], ...] = ()  # for each dimension: lane // a % b * c is where the lane's window begins
+    lanes: tuple[Lanes, ...] = ()  # for each dimension where the lane's window begins
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Instr:
     """An instruction. ``meaning`` is IR over the operands' names; ``template`` is a C statement with ``{operand}`` fields.
 
     ``features``: CPU flags (as Linux names them) that it needs beyond the ISA's own. ``helper`` is printed once, in front of what
-    uses the instruction.
+    uses the instruction. ``ahead``: it reads and writes until a :class:`wpk.dsl.ir.Settle` waits for it.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Instr:
     template: str
     features: tuple[str, ...] = ()
     helper: str = ""
+    ahead: bool = False
 
 
 _REGISTRY: dict[str, Instr] = {}

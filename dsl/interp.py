@@ -33,6 +33,7 @@ from wpk.dsl.ir import (
     Load,
     Prefetch,
     Select,
+    Settle,
     Stmt,
     Store,
     Unary,
@@ -270,7 +271,7 @@ class _Source:
                 self.alloc(stmt, indent, depth)
             case Invoke():
                 self.body(expand(stmt), indent, depth)
-            case Prefetch() | Barrier() | Commit():
+            case Prefetch() | Barrier() | Commit() | Settle():
                 self.line(indent, "pass")
 
     def alloc(self, stmt: Alloc, indent: int, depth: int) -> None:

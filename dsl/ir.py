@@ -1,7 +1,7 @@
 """The IR grammar: the only place that defines nodes.
 
     expr   := Const | Var | Load | Binary | Unary | Select | Cast
-    stmt   := For | Store | If | Alloc | Prefetch | Invoke | Barrier | Commit
+    stmt   := For | Store | If | Alloc | Prefetch | Invoke | Barrier | Commit | Settle
     kernel := name, params (buffers), body (stmts)
 
 A program means what :mod:`wpk.dsl.interp` computes: every loop kind runs its iterations in order there, so `kind` is a
@@ -252,7 +252,14 @@ class Commit:
     """The thread's stores ahead since the last one are a group."""
 
 
-Stmt = For | Store | If | Alloc | Prefetch | Invoke | Barrier | Commit
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The thread waits until all but the last ``left`` of its instructions that run ahead are done (``Instr.ahead``)."""
+
+    left: int = 0
+
+
+Stmt = For | Store | If | Alloc | Prefetch | Invoke | Barrier | Commit | Settle
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from wpk.dsl.ir import (
     Load,
     Prefetch,
     Select,
+    Settle,
     Stmt,
     Store,
     Unary,
@@ -217,7 +218,8 @@ class _Lowering:
         done = (For(var, Const(first), stop or Const(end), kind, body, grain),)
         target = self.s.instructions.get(walk.stage.name)
         if target and target[0] == loop and not init:
-            return (match(done, find(target[1]), self.ranges),)
+            found = match(done, find(target[1]), self.ranges)
+            return (found, Settle()) if find(target[1]).ahead else (found,)
         return done
 
     def _stop(self, walk: _Walk, loop: str) -> Expr | None:

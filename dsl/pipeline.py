@@ -11,6 +11,9 @@ Where the loop ends at ``stop``, which is less than ``n`` in some runs, what is 
 
 One barrier an iteration: behind it slot k is there for all threads, and all are done with slot k-1, which is the one that is
 written next. Run in order this means what the loop meant.
+
+An instruction that runs ahead (``use`` ends in a Settle) goes on while the next iteration begins, where there are slots for that:
+it is waited for an iteration later, and what is made then is made one iteration less ahead.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from wpk.dsl import affine
-from wpk.dsl.ir import Alloc, Barrier, Binary, Buffer, Commit, Const, Expr, For, If, Stmt, Store, Var
+from wpk.dsl.ir import Alloc, Barrier, Binary, Buffer, Commit, Const, Expr, For, If, Settle, Stmt, Store, Var
 from wpk.dsl.rewrite import Place, Rewrite
 
 Body = tuple[Stmt, ...]
@@ -35,16 +38,18 @@ def pipeline(var: str, count: int, depth: int, made: Sequence[tuple[Buffer, Body
     names = {buffer.name for buffer, _ in made}
     make = tuple(_ahead(s, names) for _, body in made for s in body)
     k, ranges = Var(var), {var: (0, count - 1)}
-    later = affine.index(k + (depth - 1), ranges)
+    lag = int(depth > 2 and use[-1:] == (Settle(),))
+    later = affine.index(k + (depth - 1 - lag), ranges)
     begun = _slotted(make, names, k)
-    first = For(var, Const(0), Const(depth - 1), "unroll", (*((If(k < stop, begun),) if stop else begun), Commit()))
+    first = For(var, Const(0), Const(depth - 1 - lag), "unroll", (*((If(k < stop, begun),) if stop else begun), Commit()))
     steady = (
-        Barrier(depth - 2),
+        Barrier(depth - 2 - lag),
         If(later < end, _slotted(_moved(make, var, later), names, Binary("%", later, Const(depth)))),
         Commit(),
-        *_slotted(use, names, Binary("%", k, Const(depth))),
+        *_slotted(use[:-1] if lag else use, names, Binary("%", k, Const(depth))),
+        *((Settle(lag),) if lag else ()),
     )
-    body: Body = (first, For(var, Const(0), end, "serial", steady))
+    body: Body = (first, For(var, Const(0), end, "serial", steady), *((Settle(),) if lag else ()))
     for buffer, _ in reversed(made):
         body = (Alloc(replace(buffer, shape=(depth, *buffer.shape), slots=depth), body),)
     return body

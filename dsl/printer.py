@@ -20,6 +20,7 @@ from wpk.dsl.ir import (
     Load,
     Prefetch,
     Select,
+    Settle,
     Stmt,
     Store,
     Unary,
@@ -80,6 +81,8 @@ def _stmt(stmt: Stmt, depth: int) -> Iterator[str]:
             yield f"{pad}barrier" + (f" wait {stmt.wait}" if stmt.wait is not None else "")
         case Commit():
             yield f"{pad}commit"
+        case Settle():
+            yield f"{pad}settle" + (f" left {stmt.left}" if stmt.left else "")
 
 
 def _access(name: str, indices: tuple[Expr, ...]) -> str:

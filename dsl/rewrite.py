@@ -18,6 +18,7 @@ from wpk.dsl.ir import (
     Load,
     Prefetch,
     Select,
+    Settle,
     Stmt,
     Store,
     Unary,
@@ -73,5 +74,5 @@ class Rewrite:
             case Invoke():
                 operands = tuple(self.access(b, tuple(map(self.expr, at))) for b, at in stmt.operands)
                 return replace(stmt, operands=operands)
-            case Barrier() | Commit():
+            case Barrier() | Commit() | Settle():
                 return stmt

@@ -489,7 +489,7 @@ class StoreAs:
         padded = self.pad is None or (self.pad[0] in names and self.pad[1] >= 0)
         _require(padded, f"store {self.stage}: no axis or a negative padding in {self.pad}")
         _require(self.swizzle in (0, 32, 64, 128), f"store {self.stage}: no swizzle of {self.swizzle} bytes")
-        _require(not (self.swizzle and (self.pad or self.lanes)), f"store {self.stage}: swizzled rows are whole")
+        _require(not (self.swizzle and self.pad), f"store {self.stage}: swizzled rows are whole")
         new = replace(
             s.placement(self.stage), storage=order, lanes=self.lanes, whole=self.whole, pad=self.pad, swizzle=self.swizzle
         )  # fmt: skip

@@ -30,6 +30,7 @@ from wpk.dsl.ir import (
     Load,
     Prefetch,
     Select,
+    Settle,
     Stmt,
     Store,
     Unary,
@@ -115,7 +116,7 @@ class _Verifier:
                 self.indices(stmt.buffer, stmt.indices, hint=True)
             case Invoke():
                 self.invoke(stmt)
-            case Barrier() | Commit():
+            case Barrier() | Commit() | Settle():
                 pass
             case _:
                 raise InternalError(f"unknown statement {type(stmt).__name__}")

@@ -27,6 +27,7 @@ from wpk.dsl.ir import (
     Load,
     Prefetch,
     Select,
+    Settle,
     Stmt,
     Store,
     Unary,
@@ -49,7 +50,7 @@ class Statements(Expressions):
         self.sharing: dict[int, frozenset[int]] = {}
         self.stmts: dict[type, Callable[..., None]] = {
             For: self._for, Store: self._store, If: self._if, Alloc: self._alloc, Prefetch: self._prefetch,
-            Invoke: self._invoke, Barrier: lambda _: None, Commit: lambda _: None,
+            Invoke: self._invoke, Barrier: lambda _: None, Commit: lambda _: None, Settle: lambda _: None,
         }  # fmt: skip
 
     def body(self, stmts: tuple[Stmt, ...]) -> None:

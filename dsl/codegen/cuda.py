@@ -15,7 +15,8 @@ from wpk.dsl.codegen.cstyle import C_TYPES, identifier
 from wpk.dsl.codegen.cudastmt import CudaStatements
 from wpk.dsl.codegen.cudaunit import LITERALS, CudaUnit
 from wpk.dsl.codegen.storage import Workspace, allocs, plan_workspace
-from wpk.dsl.ir import Alloc, Buffer, For, If, Kernel, Stmt
+from wpk.dsl.instr import find
+from wpk.dsl.ir import Alloc, Buffer, For, If, Invoke, Kernel, Stmt
 
 _SHARED_ALIGN = 128
 
@@ -67,6 +68,7 @@ class _Functions:
         offsets, shared_bytes = _shared_offsets((stmt,))
         threads = threads_of((stmt,))
         f = CudaStatements(self.unit, threads, offsets)
+        f.shows = runs_ahead((stmt,))
         params = [p for p in self.kernel.params if p.values is None]
         for p in params:
             f.bind[p.name] = f.binding(p, f.claim(p.name, 0))
@@ -92,6 +94,13 @@ class _Functions:
         self.launches.append(Launch(symbol, grid, (threads, 1, 1), shared_bytes))
 
 
+def runs_ahead(body: tuple[Stmt, ...]) -> bool:
+    """Are there instructions that run ahead?"""
+    return any(
+        find(s.instr).ahead if isinstance(s, Invoke) else isinstance(s, For | If | Alloc) and runs_ahead(s.body) for s in body
+    )
+
+
 def _shared_offsets(body: tuple[Stmt, ...]) -> tuple[dict[int, int], int]:
     """Offsets of block buffers, by ``id(Alloc)``: a stack, so that buffers which do not live together share memory."""
     offsets: dict[int, int] = {}
@@ -101,6 +110,7 @@ def _shared_offsets(body: tuple[Stmt, ...]) -> tuple[dict[int, int], int]:
         nonlocal most
         for stmt in stmts:
             if isinstance(stmt, Alloc) and stmt.buffer.scope == "block":
+                at = -(-at // alignment(stmt.buffer)) * alignment(stmt.buffer)
                 offsets[id(stmt)] = at
                 end = at + shared_size(stmt.buffer)
                 most = max(most, end)
@@ -110,6 +120,11 @@ def _shared_offsets(body: tuple[Stmt, ...]) -> tuple[dict[int, int], int]:
 
     walk(body, 0)
     return offsets, most
+
+
+def alignment(buffer: Buffer) -> int:
+    """Of a block buffer's address, in bytes: a swizzle is of addresses, and repeats after eight of its rows."""
+    return max(8 * buffer.swizzle, _SHARED_ALIGN)
 
 
 def shared_size(buffer: Buffer) -> int:

@@ -34,14 +34,15 @@ from wpk.dsl.ir import (
     Load,
     Prefetch,
     Select,
+    Settle,
     Stmt,
     Store,
     Unary,
     Var,
 )  # fmt: skip
 
-#: a variable that stands for the thread's warp
-_WARP = "warp'"
+#: threads of the lanes of an operand, and what their number in the block is called
+_LANES = {"warp": 32, "group": 128}
 _LOCAL = ("register", "thread")
 
 
@@ -55,12 +56,14 @@ class CudaStatements(Statements):
         self.threads, self.offsets = threads, offsets
         self.grid = dict.fromkeys(BLOCK_KINDS, 1)
         self.min_blocks = 1
+        self.shows = False  # do instructions that run ahead read what threads write to shared memory?
         self.bound = 0  # loops over threads around
         self.inline: set[str] = set()
         self.wide_loads: dict[int, str] = {}
         self.stmts[Barrier] = self._barrier
         self.stmts[Commit] = lambda _: self.line("cp_async_commit();")
-        self.used |= {"thread", "warp", "lane", "workspace", "wpk_shared"}
+        self.stmts[Settle] = lambda s: self.line(f"wgmma_wait<{s.left}>();")
+        self.used |= {"thread", "warp", "lane", "group", "workspace", "wpk_shared"}
 
     # -- loops ----------------------------------------------------------------------------------------------------------
 
@@ -102,10 +105,13 @@ class CudaStatements(Statements):
         self.bound -= 1
 
     def _index_name(self, name: str) -> None:
-        """Declare ``thread``, ``warp`` or ``lane``, once."""
+        """Declare ``thread``, ``warp``, ``lane`` or ``group``, once; the last is one for all lanes, as the compiler can see."""
         if name not in self.depths:
             self.depths[name] = 0
-            value = {"thread": "threadIdx.x", "warp": "threadIdx.x / 32", "lane": "threadIdx.x % 32"}[name]
+            value = {
+                "thread": "threadIdx.x", "warp": "threadIdx.x / 32", "lane": "threadIdx.x % 32",
+                "group": "__shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0)",
+            }[name]  # fmt: skip
             self.declare(0, f"const {self.index_type} {name} = {value};")
 
     def _bound(self, loop: For, name: str, count: int) -> None:
@@ -213,41 +219,43 @@ class CudaStatements(Statements):
 
     def _fields(self, instr: Instr, s: Invoke) -> dict[str, str] | None:
         """The operands as the template wants them; the tile of a warp is where its lane 0 begins."""
-        self._index_name("lane")
+        if any(o.kind == "warp" for o in instr.operands):
+            self._index_name("lane")
         if instr.helper:
             self.cuda.helpers[instr.helper, "", 0] = instr.helper
         fields: dict[str, str] = {}
         for operand, (name, indices) in zip(instr.operands, s.operands, strict=True):
             b = self.buffer(name)
-            if operand.kind != "warp":
+            if operand.kind not in _LANES:
                 fields[operand.name] = self._operand(operand, b, indices) or ""
                 continue
             self._check_lanes(instr, operand, indices)
-            tile = self._of_warp(indices)
+            tile = self._of_lanes(operand.kind, indices)
             fields[operand.name] = self._operand(operand, b, (*tile[:-1], Const(0))) or ""
             fields[f"{operand.name}_at"] = str(self.form_val(linear(tile[-1], self.ranges)))
             fields[f"{operand.name}_row"] = str(b.buffer.shape[-1])
             fields[f"{operand.name}_swizzle"] = str(b.buffer.swizzle)
         return fields
 
-    def _of_warp(self, indices: tuple[Expr, ...]) -> tuple[Expr, ...]:
-        """Indices of a thread's warp: those of its first lane."""
-        self._index_name("warp")
-        self.vars[_WARP], self.ranges[_WARP] = "warp", (0, max(self.threads // 32 - 1, 0))
-        self.wide[_WARP] = self.ranges[_WARP]
-        env: dict[str, Expr] = {v: Var(_WARP) * 32 for v, name in self.vars.items() if name == "thread"}
+    def _of_lanes(self, kind: str, indices: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        """Indices of a thread's warp or group: those of its first lane."""
+        lanes, var = _LANES[kind], f"{kind}'"
+        self._index_name(kind)
+        self.vars[var], self.ranges[var] = kind, (0, max(self.threads // lanes - 1, 0))
+        self.wide[var] = self.ranges[var]
+        env: dict[str, Expr] = {v: Var(var) * lanes for v, name in self.vars.items() if name == "thread"}
         return tuple(index(substitute(i, env), self.ranges) for i in indices)
 
     def _check_lanes(self, instr: Instr, operand: Operand, indices: tuple[Expr, ...]) -> None:
-        """The threads of a warp must stand where the instruction has them."""
+        """The threads of a warp or group must stand where the instruction has them."""
         lead = len(indices) - len(operand.lanes)
         threads = [v for v, name in self.vars.items() if name == "thread"]
-        for lane in (1, 2, 3, 4, 8, 16, 31):
+        for lane in (n for n in (1, 2, 3, 4, 8, 16, 31, 32, 64, 127) if n < _LANES[operand.kind]):
             for d, i in enumerate(indices):
                 here, first = (linear(substitute(i, {v: Const(n) for v in threads}), self.ranges) for n in (lane, 0))
-                a, b, c = operand.lanes[d - lead] if d >= lead else (1, 1, 0)
+                where = operand.lanes[d - lead] if d >= lead else ()
                 moved = here.plus(first, -1)
-                if moved.terms or moved.const != lane // a % b * c:
+                if moved.terms or moved.const != sum(lane // a % b * c for a, b, c in where):
                     raise InternalError(f"{instr.name}: lane {lane} is not where it must be in {operand.name}, dimension {d}")
 
     # -- expressions ----------------------------------------------------------------------------------------------------
@@ -291,6 +299,8 @@ class CudaStatements(Statements):
     def _barrier(self, stmt: Barrier) -> None:
         if stmt.wait is not None:
             self.line(f"cp_async_wait<{stmt.wait}>();")
+        if self.shows:
+            self.line("fence_async();")
         self.line("__syncthreads();")
 
     def _store(self, s: Store) -> None:

@@ -9,7 +9,7 @@ the meaning leaves out.
 from __future__ import annotations
 
 from wpk.core.errors import InternalError
-from wpk.dsl.instr import Instr, Operand, register
+from wpk.dsl.instr import Instr, Lanes, Operand, register
 from wpk.dsl.ir import Cast, Const, Expr, For, Load, Stmt, Store, Var
 
 #: element -> (C type, its name in PTX, elements of a step of k)
@@ -113,7 +113,7 @@ def mma(dtype: str, rows: int, columns: int, a_turned: bool, b_turned: bool) -> 
     for var, extent in ((v, 2), (j, columns), (h, 2), (i, rows), (kk, k)):
         body = For(var.name, Const(0), Const(extent), "unroll", (body,)) if extent > 1 else body
     m, n = 16 * rows, 8 * columns
-    where = ((1, 1, 0), (4, 8, 1)), ((1, 1, 0), (1, 4, 2))
+    where: tuple[tuple[Lanes, ...], ...] = ((), ((4, 8, 1),)), ((), ((1, 4, 2),))
     a_lanes, b_lanes = where[0] if a_turned else where[0][::-1], where[1] if b_turned else where[1][::-1]
     operands = (
         Operand("acc", (rows, columns, 2, 2), "int32" if dtype == "int8" else "float32", "inout", "pointer"),

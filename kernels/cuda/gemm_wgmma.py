@@ -1,0 +1,310 @@
+"""Matrix products on Hopper's tensor cores by ``wgmma``: float16 and bfloat16, sums in float32.
+
+The plan is that of :mod:`wpk.kernels.cuda.gemm_mma` with warpgroups for warps: each has ``rows`` fragments of 64×``columns``, and
+one instruction of :mod:`wpk.kernels.instr.wgmma` adds a step of 64 elements of k to all of them. Operands are read from shared
+memory alone, in rows of 128 bytes that are swizzled; next steps are copied and next products begun while this one runs.
+Constant weights are packed along k, so that tiles may have any number of columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from wpk.core.result import Config
+from wpk.core.target import Gpu, Target
+from wpk.core.tensor import DTYPE_BYTES
+from wpk.core.workload import Workload
+from wpk.dsl.algorithm import Algorithm
+from wpk.dsl.ir import Load
+from wpk.dsl.lower import lower
+from wpk.dsl.schedule import (
+    Bind,
+    ComputeAt,
+    Pipeline,
+    Reorder,
+    Split,
+    Step,
+    StoreAs,
+    Tensorize,
+    Unroll,
+    Vectorize,
+    schedule,
+)
+from wpk.kernels.cuda.gemm import cheapest, row_lengths
+from wpk.kernels.cuda.gemm_mma import fragment_axes, laid
+from wpk.kernels.cuda.nests import MOST_REGISTERS, added_parts, copied, fuse_all, gpu_of, part_axes, width_of
+from wpk.kernels.cuda.operands import GpuOperands, as_float32
+from wpk.kernels.cuda.product import (
+    Block,
+    Ends,
+    batch_axes,
+    batch_index,
+    cycles,
+    ends,
+    k_axes,
+    operand_buffers,
+    resident_blocks,
+    summed,
+)
+from wpk.kernels.family import Built
+from wpk.kernels.gemm import Product, product_of, unfit
+from wpk.kernels.instr.cuda import TYPES
+from wpk.kernels.instr.wgmma import PANEL, STEP, wgmma
+from wpk.search.knobs import Choice, Knob, Ordered
+from wpk.search.space import Constraint, Space
+
+#: the compute capability that has these instructions, and threads of a warpgroup
+ISA, GROUP = "sm_90a", 128
+#: multiply-adds of 16-bit elements that a multiprocessor does in a cycle, and warps whose work keeps it as busy as one of these
+RATE, WARPS = 2048, 4
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The numbers of a config: warpgroups of a block, fragments of 64×``columns`` of a warpgroup, parts of k."""
+
+    groups_m: int
+    groups_n: int
+    rows: int
+    columns: int
+    split: int
+
+    @property
+    def m(self) -> int:
+        """Rows of a block."""
+        return self.groups_m * self.rows * 64
+
+    @property
+    def n(self) -> int:
+        """Columns of a block."""
+        return self.groups_n * self.columns
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.groups_m * self.groups_n * GROUP
+
+
+def tile_of(c: Config) -> Tile:
+    """The tile of a config."""
+    return Tile(int(c["groups_m"]), int(c["groups_n"]), int(c["rows"]), int(c["columns"]), int(c["split_k"]))
+
+
+# --- THE ALGORITHM ------------------------------------------------------------------------------------------------------
+
+
+def algorithm(p: Product, t: Tile, e: Ends) -> Algorithm:
+    """out[m, n] = epilogue(sum over k of as[k, m] * bs[k, n]), m = ((((mb*groups + mw)*rows + mi)*4 + mp)*2 + mh)*8 + mg,
+    n = (((nb*groups + nw)*panels + no)*pieces + ni)*8 + 2*nq + nv."""
+    batch = batch_axes(p)
+    m_axes, m = fragment_axes("m", "bwiphg", p.m, (t.groups_m, t.rows, 4, 2, 8))
+    n_axes, n = fragment_axes("n", "bwoiqv", p.n, (t.groups_n, *pieces(p, t), 4, 2))
+    k = k_axes(p.k, STEP, t.split)
+    stages = [e.a((k.kb, k.ki), m_axes[0].extent * t.m), e.b((k.kb, k.ki), n_axes[0].extent * t.n)]
+    a, b = Load("as", (*batch_index(batch, p.a_batch), *k.at, m)), Load("bs", (*batch_index(batch, p.b_batch), *k.at, n))
+    at = (*(x.var for x in batch), m, n)
+    return summed(e, stages, a * b, k, (*batch, *m_axes, *n_axes), at)
+
+
+def pieces(p: Product, t: Tile) -> tuple[int, int]:
+    """Panels of a warpgroup's columns and pieces of eight columns in each; one panel where b lies along k."""
+    return (1, t.columns // 8) if p.trans_b else (t.columns // PANEL, PANEL // 8)
+
+
+# --- THE SPACE ----------------------------------------------------------------------------------------------------------
+
+
+def space(p: Product, gpu: Gpu, dtype: str) -> Space:
+    """Warpgroups, fragments of each, stages under way, splits of k, block order."""
+    columns = (16, 32, 64, 96, 128, 192, 256) if p.trans_b else (64, 128, 192, 256)
+    knobs: tuple[Knob, ...] = (
+        Ordered("groups_m", (1, 2, 4), 1),
+        Ordered("groups_n", (1, 2), 1),
+        Ordered("rows", (1, 2), 1),
+        Ordered("columns", columns, 64),
+        Ordered("stages", (1, 2, 3, 4, 5, 6, 8), 4 if p.k > 3 * STEP else 1),
+        Ordered("split_k", tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16) if s == 1 or s * 2 * STEP <= p.k), 1),
+        Choice("order", ("mn", "nm"), "nm"),
+        Ordered("group", (1, 2, 4, 8, 16), 1),
+        Ordered("min_blocks", (1, 2), 1),
+    )  # fmt: skip
+    limits = limits_of(p, gpu, dtype)
+    return Space(knobs, limits, first_configs(p, gpu, knobs, limits, dtype))
+
+
+def limits_of(p: Product, gpu: Gpu, dtype: str) -> tuple[Constraint, ...]:
+    """What makes a config buildable, and not plainly wasteful."""
+    return (
+        lambda c: registers(c) <= MOST_REGISTERS,
+        lambda c: tile_of(c).threads <= 4 * GROUP,
+        lambda c: int(c["min_blocks"]) * tile_of(c).threads * registers(c) <= gpu.registers_per_sm,
+        lambda c: tile_of(c).m < max(2 * p.m, 65),
+        lambda c: tile_of(c).n < max(2 * p.n, min(tile_of(c).n, PANEL) + 1),
+        lambda c: int(c["min_blocks"]) * shared_bytes(c, dtype) <= min(gpu.shared_per_block, gpu.shared_per_sm),
+        lambda c: slow_tiles(p, c) % int(c["group"]) == 0,
+    )  # fmt: skip
+
+
+def registers(c: Config) -> int:
+    """Registers of a thread: accumulators, addresses."""
+    return int(c["rows"]) * int(c["columns"]) // 2 + 40
+
+
+def shared_bytes(c: Config, dtype: str) -> int:
+    """Shared memory of a block, and what alignment may waste."""
+    t = tile_of(c)
+    return int(c["stages"]) * (t.m + t.n) * STEP * DTYPE_BYTES[dtype] + 2048
+
+
+def slow_tiles(p: Product, c: Config) -> int:
+    """Blocks along the slow dimension of the block order."""
+    t = tile_of(c)
+    return -(-p.m // t.m) if c["order"] == "mn" else -(-p.n // t.n)
+
+
+def first_configs(
+    p: Product, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[Constraint, ...], dtype: str
+) -> tuple[Config, ...]:
+    """Guesses: tiles from large to small, each with the split of k that shall take least time; best first."""
+    base: Config = {k.name: k.default for k in knobs}
+    allowed = {k.name: k.values for k in knobs}
+    shapes = (
+        (2, 1, 1, 256), (2, 1, 1, 192), (2, 1, 1, 128), (1, 2, 1, 128), (1, 1, 1, 256), (2, 1, 1, 64), (1, 1, 1, 128),
+        (1, 1, 1, 64), (1, 1, 1, 32), (1, 1, 1, 16),
+    )  # fmt: skip
+    found: list[Config] = []
+    for groups_m, groups_n, rows, columns in shapes:
+        tile: Config = {**base, "groups_m": groups_m, "groups_n": groups_n, "rows": rows, "columns": columns}
+        if columns in allowed["columns"]:
+            deep = [{**tile, "stages": s, "split_k": n} for s in (base["stages"], 3) for n in allowed["split_k"]]
+            found += cheapest(deep, lambda c: cost(p, gpu, c, dtype), limits)
+    return tuple(sorted(found, key=lambda c: cost(p, gpu, c, dtype)))
+
+
+def cost(p: Product, gpu: Gpu, c: Config, dtype: str) -> float:
+    """Rough cycles; see :func:`wpk.kernels.cuda.product.cycles`. Narrow fragments wait for a to be read from shared memory."""
+    t, size = tile_of(c), DTYPE_BYTES[dtype]
+    resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c, dtype))
+    read = t.threads // GROUP * t.rows * (64 + t.columns) * size
+    copied, stages, busy = (t.m + t.n) * size, int(c["stages"]), WARPS * t.threads
+    return cycles(p, gpu, Block(t.m, t.n, STEP, t.split, busy, resident, RATE, copied, read, 1, stages))
+
+
+# --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
+
+
+def steps(p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] | None = None) -> list[Step]:
+    """The schedule of a config. ``strides`` as in :func:`wpk.kernels.cuda.gemm.steps`.
+
+    block (tiles, splits of k): thread (warpgroups, their threads): acc = 0; for ko: [copies under way]; acc += wgmma(as, bs);
+    epilogue.
+    """
+    first = "part" if t.split > 1 else "out"
+    batch = tuple(f"b{i}" for i in range(len(p.batch)))
+    parts = part_axes(t.split)
+    instr = wgmma(dtype, t.rows, t.columns, p.trans_a, not p.trans_b)
+    threads = ("mb", "mw", "mp", "mg", "nb", "nw", "nq")
+    plan = block_tile(first, batch, t, c)
+    plan += [
+        ComputeAt("acc", first, "thread", "register"),
+        StoreAs("acc", (*parts, *batch, *threads, "mi", "no", "ni", "mh", "nv")),
+        Reorder("acc", (*parts, *batch, *threads, "ko", "ki", "mi", "mh", "no", "ni", "nv")),
+        *(Unroll("acc", x) for x in ("ki", "mi", "mh", "no", "ni", "nv")), Tensorize("acc", "ki", instr.name),
+        ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
+        *([Pipeline("acc", "ko", int(c["stages"]))] if int(c["stages"]) > 1 else []),
+    ]  # fmt: skip
+    a_stride, b_stride = strides or row_lengths(p)
+    plan += staged_tile("as", "m", len(p.a_batch), a_stride, p.trans_a, t.m, t, dtype)
+    plan += staged_tile("bs", "n", len(p.b_batch), b_stride, not p.trans_b, t.n, t, dtype)
+    place = (*batch, "mb", "mw", "mi", "mp", "mh", "mg", "nb", "nw", "no", "ni", "nq")
+    return plan + (added_parts(place) if t.split > 1 else [])
+
+
+def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[Step]:
+    """Tiles and splits of k to blocks, ``group`` rows of tiles at a time; warpgroups and their threads to threads."""
+    slow, fast = ("mb", "nb") if c["order"] == "mn" else ("nb", "mb")
+    split, threads = part_axes(t.split), ("mw", "nw", "mp", "mg", "nq")
+    held = ("mi", "mh", "no", "ni")
+    plan: list[Step] = [
+        Split(stage, slow, int(c["group"]), "slow_o", "slow_i", "guard"),
+        Reorder(stage, (*batch, *split, "slow_o", fast, "slow_i", *threads, *held, "nv")),
+    ]
+    blocks, block = fuse_all(stage, ("slow_o", fast, "slow_i"), "tile")
+    fused, thread = fuse_all(stage, threads, "thread")
+    plan += [*blocks, *fused, Bind(stage, block, "block.x", int(c["min_blocks"])), Bind(stage, thread, "thread")]
+    plan += [Bind(stage, "ks", "block.y")] if split else []
+    if batch:
+        fuse, one = fuse_all(stage, batch, "batch")
+        plan += [*fuse, Bind(stage, one, "block.z")]
+    return [*plan, *(Unroll(stage, x) for x in held), Vectorize(stage, "nv")]
+
+
+def staged_tile(
+    stage: str, row: str, batches: int, stride: int, turned: bool, rows: int, t: Tile, dtype: str
+) -> list[Step]:
+    """All threads copy a tile: rows of k, or (``turned``) panels of 64 elements of m or n with k for rows."""
+    outer = (*(f"b{i}" for i in range(batches)), "kb")
+    along, other, extent = (row, "ki", rows) if turned else ("ki", row, STEP)
+    nest = copied(stage, outer, (other,), along, width_of(stride, extent, bytes_each=DTYPE_BYTES[dtype]), t.threads)
+    lanes = (row, PANEL) if turned else None
+    return [*nest, StoreAs(stage, (*outer, row, "ki"), lanes=lanes, swizzle=STEP * DTYPE_BYTES[dtype])]
+
+
+# --- THE FAMILY ---------------------------------------------------------------------------------------------------------
+
+
+def multiplied(workload: Workload) -> Product:
+    """The product of a workload as its kernel sees it: constants lie along k."""
+    p = product_of(workload)
+    return replace(p, trans_b=True) if p.constant else p
+
+
+@dataclass(frozen=True)
+class CudaGemmWgmma:
+    """Matrix product of ROW matrices by wgmma; see the module's docstring. ``op`` is ``gemm`` or ``matmul``."""
+
+    name: str = "cuda_gemm_wgmma"
+    version: int = 1
+    op: str = "gemm"
+    packing: tuple[str, ...] = ()
+
+    def matches(self, workload: Workload, target: Target) -> str | None:
+        """Operands of one dtype of 16 bits in layout ROW; on a GPU of compute capability 9.0."""
+        if workload.op != self.op or gpu_of(target) is None or target.isa != ISA:
+            return f"op is {workload.op} for {target.arch} {target.isa}, expected {self.op} for cuda {ISA}"
+        dtype = workload.inputs[0].dtype
+        if dtype not in ("float16", "bfloat16") or dtype != workload.inputs[1].dtype:
+            return f"operands {workload.inputs[0]} and {workload.inputs[1]}, expected both float16 or both bfloat16"
+        return unfit(as_float32(workload))
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        """See :func:`space`."""
+        assert target.gpu is not None
+        return space(multiplied(workload), target.gpu, workload.inputs[0].dtype)
+
+    def build(self, workload: Workload, config: Config, target: Target) -> Built:
+        """Algorithm + schedule → kernel. Raises InvalidConfig."""
+        dtype = workload.inputs[0].dtype
+        p, t = multiplied(workload), tile_of(config)
+        name = f"{TYPES[dtype][1]}_{workload.op}_wgmma_{t.m}x{t.n}__{target.isa}"
+        return Built(lower(schedule(algorithm(p, t, ends(workload, p)), steps(p, t, config, dtype)), name), target.isa)
+
+    def pack(
+        self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
+    ) -> list[np.ndarray]:
+        """Constant matrices along k, epilogue operands with the output's dimensions merged."""
+        p = multiplied(workload)
+        turned = p.trans_b != product_of(workload).trans_b
+        own = [i for i in workload.constants if i < 2]
+        plain = [
+            laid(c, operand_buffers(p)[i].shape, i == 1 and turned) for i, c in zip(own, constants, strict=False)
+        ]
+        return [*plain, *GpuOperands(workload, 2, p.groups).pack(constants, len(own))]
+
+
+def matmul() -> CudaGemmWgmma:
+    """The family for batched matmul."""
+    return CudaGemmWgmma("cuda_matmul_wgmma", op="matmul")

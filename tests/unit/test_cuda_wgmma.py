@@ -1,0 +1,154 @@
+"""Products by wgmma: any config, emulated, gives what NumPy gives; a broken protocol is found; large tiles do not spill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+from dsl_cuda_check import H200, compiled, emulated, interpreted, product
+from test_dsl_cuda_mma import close, operands, workload
+
+from wpk.core.errors import InternalError
+from wpk.core.launch import CudaSource
+from wpk.core.pointwise import parse
+from wpk.core.result import Config
+from wpk.core.tensor import TensorType
+from wpk.core.workload import Workload
+from wpk.cuda import emulator, nvrtc
+from wpk.dsl.codegen.cuda import emit
+from wpk.kernels.cuda.gemm_wgmma import CudaGemmWgmma, matmul
+from wpk.kernels.instr.wgmma import wgmma
+from wpk.settings import gpu_target
+
+FAMILY = CudaGemmWgmma()
+
+
+def config(w: Workload, **changes: int) -> Config:
+    plain = {"groups_m": 1, "groups_n": 1, "rows": 1, "split_k": 1, "order": "nm", "group": 1, "min_blocks": 1}
+    return {**FAMILY.space(w, H200).default(), **plain, **changes}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("trans_a", "trans_b"), [(False, False), (False, True), (True, False), (True, True)])
+def test_every_layout(dtype: str, trans_a: bool, trans_b: bool) -> None:
+    w = workload(100, 136, 200, trans_a, trans_b, dtype)
+    assert FAMILY.matches(w, H200) is None
+    inputs, want = operands(w)
+    c = config(w, groups_n=1 + trans_a, columns=128 if not trans_b else 96, stages=3)
+    close(emulated(FAMILY.build(w, c, H200).kernel, inputs), want, dtype)
+
+
+def test_the_meaning_of_a_thread_adds_up_to_the_product() -> None:
+    w = workload(64, 8, 50, False, True, "float16")
+    inputs, want = operands(w)
+    close(interpreted(FAMILY.build(w, config(w, columns=8, stages=1), H200).kernel, inputs), want, "float16")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"groups_m": 2, "columns": 64, "stages": 4}, {"rows": 2, "columns": 32, "stages": 2, "split_k": 3},
+        {"groups_m": 2, "groups_n": 2, "columns": 16, "stages": 1},
+    ],
+)  # fmt: skip
+def test_tiles(changes: dict[str, int]) -> None:
+    w = workload(200, 72, 450, False, True, "bfloat16")
+    inputs, want = operands(w)
+    close(emulated(FAMILY.build(w, config(w, **changes), H200).kernel, inputs), want, "bfloat16")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_config(seed: int) -> None:
+    rng = Random(seed)
+    dtype = rng.choice(("float16", "bfloat16"))
+    m, n, k = (rng.choice(x) for x in ((16, 72, 160), (8, 65, 200), (50, 128, 264)))
+    w = workload(m, n, k, seed % 2 == 0, seed % 3 > 0, dtype)
+    inputs, want = operands(w, seed)
+    close(emulated(FAMILY.build(w, FAMILY.space(w, H200).sample(rng), H200).kernel, inputs), want, dtype)
+
+
+def test_batches_and_constants() -> None:
+    """Constant weights are packed along k; a batch of them has a product each."""
+    family = matmul()
+    types = TensorType("float16", (2, 20, 96)), TensorType("float16", (2, 96, 24))
+    w = Workload("matmul", types, (TensorType("float16", (2, 20, 24)),), constants=(1,))
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=t.shape).astype(np.float16) for t in types)
+    c = family.space(w, H200).default()
+    got = emulated(family.build(w, c, H200).kernel, [a, *family.pack(w, c, [b], H200)])
+    close(got, a.astype(np.float64) @ b.astype(np.float64), "float16")
+
+
+def test_an_epilogue() -> None:
+    types = tuple(TensorType("float16", s) for s in ((30, 128), (128, 24), (24,)))
+    attrs = (("trans_a", False), ("trans_b", False))
+    w = Workload("gemm", types, (TensorType("float16", (30, 24)),), attrs, parse("relu(add(acc,in2))"), (1, 2))
+    (a, b), want = operands(w)
+    bias = np.linspace(-1, 1, 24).astype(np.float16)
+    c = FAMILY.space(w, H200).default()
+    got = emulated(FAMILY.build(w, c, H200).kernel, [a, *FAMILY.pack(w, c, [b, bias], H200)])
+    close(got, np.maximum(want + bias, 0), "float16")
+
+
+def test_only_for_what_has_the_instructions() -> None:
+    w = workload(64, 64, 64, False, True, "float16")
+    assert "sm_100" in str(FAMILY.matches(w, gpu_target("sm_100")))
+    assert "float32" in str(FAMILY.matches(product(64, 64, 64), H200))
+    with pytest.raises(InternalError, match="no wgmma"):
+        wgmma("float16", 1, 96, False, True)
+
+
+# --- THE PROTOCOL -------------------------------------------------------------------------------------------------------
+
+BROKEN = [
+    ("  fence_async();\n", "", "proxy"),
+    ("  wgmma_fence();\n", "", "proxy"),
+    ("wgmma_wait<1>();", "", "race"),
+    ("wgmma_wait<0>();", "", "in-flight"),
+    ("  wgmma_commit();\n", "", "race"),
+    ("cp_async_wait<0>();", "cp_async_wait<1>();", "in-flight"),
+]
+
+
+@pytest.mark.parametrize(("text", "instead", "kind"), BROKEN)
+def test_a_broken_protocol_is_found(text: str, instead: str, kind: str) -> None:
+    w = workload(64, 32, 500, False, True, "float16")
+    source = emit(FAMILY.build(w, config(w, columns=32, stages=3), H200).kernel, "sm_90a")
+    assert text in source.text
+    with pytest.raises(emulator.EmulationError) as found:
+        run(replace(source, text=source.text.replace(text, instead)), w)
+    assert found.value.kind == kind
+
+
+def test_accumulators_are_no_numbers_before_they_are_waited_for() -> None:
+    w = workload(64, 32, 500, False, True, "float16")
+    source = emit(FAMILY.build(w, config(w, columns=32, stages=3), H200).kernel, "sm_90a")
+    first, wait, epilogue = source.text.rpartition("wgmma_wait<0>();\n")
+    late = first + epilogue.rstrip().removesuffix("}") + wait + "}\n"
+    assert not np.isnan(run(source, w)).any()
+    assert np.isnan(run(replace(source, text=late), w)).any()
+
+
+def run(source: CudaSource, w: Workload) -> np.ndarray:
+    """What a text makes of a workload's operands."""
+    inputs, _ = operands(w)
+    out = np.zeros(w.outputs[0].shape, np.float16)
+    emulator.run(source, [*inputs, out], outputs=[2])
+    return out
+
+
+# --- THE COMPILER -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed")
+@pytest.mark.parametrize("trans_b", [False, True])
+def test_large_tiles_compile_without_spills(trans_b: bool) -> None:
+    w = workload(4096, 4096, 4096, False, trans_b, "bfloat16")
+    kernel = FAMILY.build(w, config(w, groups_m=2, columns=256, stages=4), H200).kernel
+    for resources in compiled(kernel).values():
+        assert resources.local_bytes == 0
+        assert resources.registers <= 224
+    log = nvrtc.compile(emit(kernel, "sm_90a").text, "sm_90a").log
+    assert "warning" not in log  # where products wait for each other, ptxas says so
