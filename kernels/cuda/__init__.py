@@ -1,6 +1,6 @@
 """Kernel families for NVIDIA GPUs, one a file: THE ALGORITHM, THE SPACE, THE SCHEDULE. ``FAMILIES`` lists them."""
 
-from wpk.kernels.cuda import gemm, gemm_mma, joins, moves
+from wpk.kernels.cuda import gemm, gemm_mma, gemm_wgmma, joins, moves
 from wpk.kernels.cuda.conv import CudaConv
 from wpk.kernels.cuda.conv_mma import CudaConvMma
 from wpk.kernels.cuda.eltwise import CudaEltwise
@@ -17,7 +17,8 @@ from wpk.kernels.family import Family
 
 #: where nothing is measured, the first that fits is taken: the special before the general
 FAMILIES: tuple[Family, ...] = (
-    CudaGemv(), gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaConvMma(), CudaConv(),
+    CudaGemv(), gemm_wgmma.CudaGemmWgmma(), gemm_wgmma.matmul(),
+    gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaConvMma(), CudaConv(),
     CudaEltwise(), CudaPool(), CudaSoftmax(), CudaLrn(), CudaNorm(), CudaReduce(), CudaGather(), CudaResize(),
     moves.CudaMove(), moves.convert(), joins.CudaJoin(), joins.split(), CudaWinograd(), CudaWinogradMma(),
 )  # fmt: skip
