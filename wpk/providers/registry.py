@@ -8,6 +8,7 @@ from wpk.core.errors import UsageError
 from wpk.core.target import Target
 from wpk.kernels import families
 from wpk.kernels.cuda import FAMILIES as CUDA_FAMILIES
+from wpk.providers.cublaslt import CublasLt
 from wpk.providers.cudnn import Cudnn
 from wpk.providers.generated import GeneratedProvider
 from wpk.providers.onednn import OneDnn
@@ -18,7 +19,7 @@ from wpk.providers.protocol import Provider
 #: Libraries by name, for each kind of target.
 LIBRARIES: Mapping[str, Mapping[str, Callable[[], Provider]]] = {
     "cpu": {"onednn": OneDnn, "openblas": OpenBlas, "onnxruntime": OnnxRuntime},
-    "cuda": {"cudnn": Cudnn},
+    "cuda": {"cudnn": Cudnn, "cublaslt": CublasLt},
 }
 
 #: What ``providers(None)`` stands for on CPUs.

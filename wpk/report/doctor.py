@@ -17,6 +17,8 @@ from wpk.cuda import nvrtc
 from wpk.measure.builder import CompileError, build_runtime
 from wpk.measure.toolchain import Compiler, find_compiler
 from wpk.report.peaks import peaks
+from wpk.runtime.cuda.cublaslt_call import cublaslt_version
+from wpk.runtime.cuda.cudnn_call import cudnn_version
 from wpk.runtime.cuda.driver import open_device
 
 #: library → the distribution that brings it
@@ -105,6 +107,11 @@ def _gpu() -> Iterator[Finding]:
         yield Finding("GPU", f"{device.name}, {device.target.isa}, {device.target.fingerprint}")
     except DeviceError as error:
         yield Finding("GPU", str(error), None)
+    for name, version in (("cudnn", cudnn_version), ("cublaslt", cublaslt_version)):
+        try:
+            yield Finding(name, version())
+        except DeviceError as error:
+            yield Finding(name, str(error), None)
 
 
 def _package(name: str, required: bool, hint: str = "") -> Finding:
