@@ -58,13 +58,13 @@ class Added:
 def lower(workload: Workload) -> Matmul:
     """The product that computes ``workload``. Raises Unsupported."""
     _check(workload)
-    end, refusal = tail(workload.epilogue, _exact(workload)), Unsupported("no form")
+    end, reasons = tail(workload.epilogue, _exact(workload)), list[str]()
     for form in _FORMS[workload.op](workload):
         try:
             return _matmul(workload, form, end, _added(workload, form, end))
         except Unsupported as error:
-            refusal = error
-    raise refusal
+            reasons.append(str(error))
+    raise Unsupported(reasons[-1])
 
 
 def pack(workload: Workload, constants: list[np.ndarray]) -> list[np.ndarray]:

@@ -10,9 +10,10 @@ import numpy as np
 
 from wpk.core.pointwise import Acc, Apply, Input, Literal, Point, inputs_of
 
-_AT = np.linspace(-6.0, 6.0, 97)
+#: Where functions of the sum are compared; far out too, where clipping shows.
+_AT = np.concatenate([np.linspace(-6.0, 6.0, 97), [-1e30, -1e3, -20.0, 20.0, 1e3, 1e30]])
 #: Far less than between GELU and its approximation by tanh (4e-4), more than what short literals lose.
-_CLOSE = 3e-5
+_CLOSE = 3e-5 * np.maximum(np.abs(_AT), 1.0)
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -34,13 +35,13 @@ def tail(point: Point | None, exact: bool) -> Tail:
     """What ``point`` does. The library's GELU, the one by tanh, stands for the other too unless ``exact``. Raises Unsupported."""
     if point is None:
         return Tail()
-    refusals = []
+    reasons = []
     for scaled in (False, True):
         try:
             return _tail(point, scaled, exact)
         except Unsupported as error:
-            refusals.append(error)
-    raise refusals[0]
+            reasons.append(str(error))
+    raise Unsupported(reasons[0])
 
 
 def _tail(point: Point, scaled: bool, exact: bool) -> Tail:
