@@ -1,7 +1,7 @@
 """cuDNN as a provider: one config per plan that the library offers for a convolution on this GPU, within its precision.
 
-Two forms: ``whole`` is one graph of convolution and epilogue, ``apart`` a convolution alone and a second graph for the epilogue,
-which is what remains where cuDNN has no fused engine (strict float32, above all). Weights are packed into the image's layout.
+Calls have several forms (:mod:`wpk.providers.cudnn_ops`): fused where cuDNN has an engine for it, else in two graphs. Weights are
+packed into the image's layout.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 from wpk.core.errors import DeviceError, InvalidConfig
 from wpk.core.result import Config
 from wpk.core.target import Target
-from wpk.core.tensor import to_layout
+from wpk.core.tensor import TensorType, to_layout
 from wpk.core.workload import Workload
-from wpk.providers.cudnn_ops import Unsupported, lower, weights_layout
+from wpk.providers.cudnn_ops import APART, FORMS, NARROW, WHOLE, Unsupported, lower, operands
 from wpk.providers.protocol import Code, Support
 from wpk.runtime.cuda.cudnn_call import cudnn_version
 from wpk.runtime.cuda.driver import open_device
+from wpk.runtime.ports import numpy_dtype
 from wpk.search.knobs import Choice
 from wpk.search.space import Space
 
 #: Bytes of workspace that a plan may need.
 WORKSPACE = 256 << 20
 
-_WHOLE, _APART = "whole", "apart"
-#: So many of the best guesses for the whole come before the first one for the parts.
+#: So many of the best guesses for the most promising form come before the first ones for the others.
 _AHEAD = 4
 
 
@@ -71,8 +71,8 @@ class Cudnn:
     library: Library = field(default_factory=Installed)
     limit: int = WORKSPACE
     name: str = "cudnn"
-    packing: tuple[str, ...] = ()
-    _known: dict[tuple[str, str], tuple[str, ...] | str] = field(default_factory=dict, compare=False, repr=False)
+    packing: tuple[str, ...] = ("form",)
+    _known: dict[tuple[str, str], tuple[Config, ...] | str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def version(self) -> str:
@@ -90,23 +90,22 @@ class Cudnn:
         return Support(False, found) if isinstance(found, str) else Support(True)
 
     def space(self, workload: Workload, target: Target) -> Space:
-        """One knob, ``plan``: ``whole/`` or ``apart/`` and the names of the plans, in the order of the library's guesses."""
-        names = self._plans(workload, target)
-        return Space((Choice("plan", names, names[0]),) if isinstance(names, tuple) else ())
+        """Two knobs, ``form`` and ``plan`` (the plans' names, one for each stage), in the order of the library's guesses."""
+        found = self._plans(workload, target)
+        if isinstance(found, str):
+            return Space(())
+        knobs = [Choice(k, tuple(dict.fromkeys(c[k] for c in found)), found[0][k]) for k in ("form", "plan")]
+        return Space(tuple(knobs), first=found[:1], listed=found)
 
     def build(self, workload: Workload, config: Config, target: Target) -> Code:
         """See :class:`wpk.providers.protocol.Provider`; ``spec`` as in :mod:`wpk.providers.cudnn_ops`. Needs no library.
 
         Whether the plan exists is seen where it runs.
         """
-        form, _, names = str(config.get("plan", "")).partition("/")
-        try:
-            spec = self._spec(workload, form)
-        except Unsupported as error:
-            raise InvalidConfig(str(error)) from error
-        plans = names.split("+")
-        if form not in (_WHOLE, _APART) or len(plans) != len(spec["stages"]) or not all(plans):
-            raise InvalidConfig(f"plan {config.get('plan')!r}: expected {_WHOLE}/NAME or {_APART}/NAME+NAME")
+        form, plans = str(config.get("form")), str(config.get("plan", "")).split("+")
+        spec = self._spec(workload, form)
+        if len(plans) != len(spec["stages"]) or not all(plans):
+            raise InvalidConfig(f"plan {config.get('plan')!r}: expected {'+'.join(['NAME'] * len(spec['stages']))}")
         for stage, plan in zip(spec["stages"], plans, strict=True):
             stage["plan"] = plan
         return Code("cudnn", spec=spec)
@@ -114,38 +113,51 @@ class Cudnn:
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
     ) -> list[np.ndarray]:
-        """See :class:`wpk.providers.protocol.Provider`: weights in the image's layout, other operands in their own."""
-        layouts = [weights_layout(workload) if i == 1 else workload.inputs[i].layout for i in workload.constants]
-        return [to_layout(a, layout) for a, layout in zip(constants, layouts, strict=True)]
+        """See :class:`wpk.providers.protocol.Provider`: as :func:`wpk.providers.cudnn_ops.operands` says."""
+        types = [operands(workload, str(config.get("form")))[i] for i in workload.constants]
+        return [
+            to_layout(a.reshape(t.shape) if a.dtype == numpy_dtype(t.dtype) else _narrowed(a, t), t.layout)
+            for a, t in zip(constants, types, strict=True)
+        ]
 
     def _spec(self, workload: Workload, form: str) -> dict[str, Any]:
-        call = lower(workload, apart=form == _APART)
-        return {"library": "cudnn", "version": self.version, "limit": self.limit, **call}
+        """Raises InvalidConfig."""
+        if form not in FORMS:
+            raise InvalidConfig(f"form {form!r}: expected {', '.join(FORMS)}")
+        try:
+            return {"library": "cudnn", "version": self.version, "limit": self.limit, **lower(workload, form)}
+        except Unsupported as error:
+            raise InvalidConfig(str(error)) from error
 
-    def _plans(self, workload: Workload, target: Target) -> tuple[str, ...] | str:
-        """The values of the knob, or why there are none."""
+    def _plans(self, workload: Workload, target: Target) -> tuple[Config, ...] | str:
+        """The configs, or why there are none."""
         key = (workload.key, target.isa)
         if key not in self._known:
             self._known[key] = self._find(workload, target)
         return self._known[key]
 
-    def _find(self, workload: Workload, target: Target) -> tuple[str, ...] | str:
+    def _find(self, workload: Workload, target: Target) -> tuple[Config, ...] | str:
         try:
             self.library.version()
             lower(workload)
         except (Unsupported, DeviceError) as error:
             return str(error)
-        whole, why = self._offered(workload, _WHOLE, target)
-        apart, _ = self._offered(workload, _APART, target)
-        found = (*whole[:_AHEAD], *apart[:1], *whole[_AHEAD:], *apart[1:])
-        return found or why or "cuDNN has no plan for it in this precision and workspace"
+        offered = [self._offered(workload, form, target) for form in (NARROW, WHOLE, APART)]
+        (best, *others) = [configs for configs, _ in offered if configs] or [[]]
+        found = (*best[:_AHEAD], *(c[0] for c in others), *best[_AHEAD:], *(c for more in others for c in more[1:]))
+        return found or offered[1][1] or "cuDNN has no plan for it in this precision and workspace"
 
-    def _offered(self, workload: Workload, form: str, target: Target) -> tuple[list[str], str]:
-        """The plans of one form; of a second stage, which is cheap, only the first guess."""
+    def _offered(self, workload: Workload, form: str, target: Target) -> tuple[list[Config], str]:
+        """The configs of one form; of a second stage, which is cheap, only the first guess. Or why there are none."""
         try:
             first, *rest = self.library.plans(self._spec(workload, form), target)
-        except (Unsupported, DeviceError) as error:
+        except (InvalidConfig, DeviceError) as error:
             return [], str(error)
         if not all(rest):
             return [], "cuDNN has no plan for the epilogue"
-        return [f"{form}/{'+'.join([name, *(names[0] for names in rest)])}" for name in first], ""
+        return [{"form": form, "plan": "+".join([name, *(names[0] for names in rest)])} for name in first], ""
+
+
+def _narrowed(array: np.ndarray, t: TensorType) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what does not fit is infinite: the check finds it
+        return np.asarray(array.reshape(t.shape).astype(numpy_dtype(t.dtype)))

@@ -1,9 +1,13 @@
 """Workloads → cuDNN graphs as plain data. What cuDNN's graphs cannot say raises :class:`Unsupported` with the reason.
 
-A call is ``{"tensors", "arguments", "constants", "stages", "without"}``. Tensors lie in memory, each [dtype, extents, strides]:
-the call's arguments (inputs, then the output), intermediate ones, constants ([tensor, value] pairs). A stage is one graph of
-nodes [operation, operands, attributes]; the last one's result is tensor ``result``. An operand is a tensor's number, or -1 - i
-for the result of the stage's node i. ``without`` names the numerical notes that no plan may carry.
+A call is ``{"tensors", "arguments", "constants", "stages"}``. Tensors lie in memory, each [dtype, extents, strides]: the call's
+arguments (inputs, then the output), intermediate ones, constants ([tensor, value] pairs). A stage is one graph of nodes
+[operation, operands, attributes]; the last one's result is tensor ``result``. An operand is a tensor's number, or -1 - i for the
+result of the stage's node i. ``views`` describes tensors otherwise in this stage: [tensor, extents, strides]. ``without`` names
+the numerical notes that none of its plans may carry.
+
+Forms of a call: ``whole`` is one graph. ``narrow`` is that with float32 constants of the epilogue in the image's shorter dtype,
+which most of the fused engines want. ``apart`` is a convolution and a second graph for the epilogue.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ from wpk.core.pointwise import Acc, Apply, Input, Literal, Point, apply
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
 
-#: dtype → cuDNN's name of it
-DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BFLOAT16"}
+WHOLE, NARROW, APART = FORMS = ("whole", "narrow", "apart")
+
+_DTYPES = ("float32", "float16", "bfloat16")
 
 #: Never: results that change from run to run, sums in less than float32, operands rounded to a shorter type than asked for.
 _NEVER = ("NONDETERMINISTIC", "REDUCED_PRECISION_REDUCTION", "DOWN_CONVERT_INPUTS")
@@ -35,34 +40,43 @@ class Unsupported(Exception):
     """cuDNN cannot compute the workload; the message says why."""
 
 
-def lower(workload: Workload, apart: bool = False) -> dict[str, Any]:
-    """The call that computes a convolution; ``apart``: its epilogue is a graph of its own. Raises Unsupported."""
+def lower(workload: Workload, form: str = WHOLE) -> dict[str, Any]:
+    """The call that computes a convolution. Raises Unsupported."""
     _check(workload)
-    graphs = _Graphs(workload)
-    x, y, pads = workload.inputs[0], workload.outputs[0], workload.ints("pads")
-    graphs.arguments(weights_layout(workload))
-    anchor = graphs.node("conv_fprop", [0, 1], {
-        "pre_padding": list(pads[:2]), "post_padding": list(pads[2:]),
-        "stride": list(workload.ints("strides")), "dilation": list(workload.ints("dilations")),
-    })  # fmt: skip
-    if apart:
-        if workload.epilogue is None or workload.epilogue == Acc():
+    epilogue = workload.epilogue or Acc()
+    graphs = _Graphs(workload, form)
+    anchor = graphs.node("conv_fprop", [0, 1], _window(workload))
+    if form == APART:
+        if epilogue == Acc():
             raise Unsupported("there is no epilogue to compute apart")
-        anchor = graphs.end(graphs.tensor(TensorType(x.dtype, y.shape, y.layout)))
-    last = graphs.point(workload.epilogue or Acc(), anchor)
-    if last != graphs.newest:
+        anchor = graphs.between(precision_notes(workload))
+    if graphs.point(epilogue, anchor) != graphs.newest:
         raise Unsupported("the epilogue is an operand")
-    graphs.end(len(workload.inputs))
-    return graphs.call(precision_notes(workload))
+    graphs.end(len(workload.inputs), [] if form == APART else precision_notes(workload))
+    return graphs.call()
 
 
-def weights_layout(workload: Workload) -> str:
-    """The layout that weights are packed into: the image's where they are constants, else their own."""
-    return workload.inputs[0].layout if 1 in workload.constants else workload.inputs[1].layout
+def operands(workload: Workload, form: str) -> list[TensorType]:
+    """The inputs, of 4 dimensions, as they lie in memory: constant weights in the image's layout. Raises Unsupported."""
+    x, y = workload.inputs[0], workload.outputs[0]
+    found = []
+    for i, t in enumerate(workload.inputs):
+        if len(t.shape) > 4:
+            raise Unsupported("operands of more than 4 dimensions")
+        if len(t.shape) != 4 and t.layout != _ROW:
+            raise Unsupported("a broadcast operand that is not in rows")
+        shape = (*[1] * (4 - len(t.shape)), *t.shape)
+        constant, vector = i in workload.constants, prod(shape) == max(shape)  # a vector lies alike in every layout
+        layout = x.layout if i == 1 and constant else y.layout if i > 1 and vector else t.layout
+        shorter = form == NARROW and i > 1 and constant and t.dtype == "float32"
+        found.append(TensorType(x.dtype if shorter else t.dtype, shape, layout))
+    if form == NARROW and [t.dtype for t in found] == [t.dtype for t in workload.inputs]:
+        raise Unsupported("there is nothing to narrow")
+    return found
 
 
 def precision_notes(workload: Workload) -> list[str]:
-    """The numerical notes that no plan of the workload may carry: strict float32 has no tensor cores."""
+    """The numerical notes that no plan of the convolution may carry: strict float32 has no tensor cores."""
     strict = workload.inputs[0].dtype == "float32" and dict(workload.attrs).get("precision") != "tf32"
     return [*_NEVER, *(["TENSOR_CORE"] if strict else [])]
 
@@ -73,14 +87,22 @@ def strides(shape: tuple[int, ...], layout: str) -> list[int]:
     return [prod(shape[a] for a in order[order.index(axis) + 1 :]) for axis in range(4)]
 
 
+def _window(w: Workload) -> dict[str, list[int]]:
+    pads = w.ints("pads")
+    return {
+        "pre_padding": list(pads[:2]), "post_padding": list(pads[2:]), "stride": list(w.ints("strides")),
+        "dilation": list(w.ints("dilations")),
+    }  # fmt: skip
+
+
 def _check(w: Workload) -> None:
     if w.op == "pool":
         raise Unsupported("the Python frontend of cuDNN has no pooling")
     if w.op != "conv":
         raise Unsupported(f"only convolutions, not {w.op}")
     for t in (*w.inputs, *w.outputs):
-        if t.dtype not in DTYPES:
-            raise Unsupported(f"{t.dtype}: expected {', '.join(DTYPES)}")
+        if t.dtype not in _DTYPES:
+            raise Unsupported(f"{t.dtype}: expected {', '.join(_DTYPES)}")
         if t.layout not in (_ROW, _NHWC):
             raise Unsupported(f"layout {t.layout}: expected ROW or NHWC")
         if 0 in t.shape:
@@ -94,47 +116,37 @@ def _check(w: Workload) -> None:
 class _Graphs:
     """Stages under construction."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, form: str) -> None:
+        """Raises Unsupported."""
         self._workload = workload
-        self._tensors: list[list[Any]] = []
+        self._types = [*operands(workload, form), workload.outputs[0]]
+        self._arguments = len(self._types)
         self._nodes: list[list[Any]] = []
         self._stages: list[dict[str, Any]] = []
         self._values: list[float] = []
         self._known: dict[Point, int] = {}
-
-    def arguments(self, weights: str) -> None:
-        """The workload's operands, then its output."""
-        y = self._workload.outputs[0]
-        for i, t in enumerate(self._workload.inputs):
-            if len(t.shape) > 4:
-                raise Unsupported("operands of more than 4 dimensions")
-            if len(t.shape) != 4 and t.layout != _ROW:
-                raise Unsupported("a broadcast operand that is not in rows")
-            shape = (*[1] * (4 - len(t.shape)), *t.shape)
-            vector = prod(shape) == max(shape)  # of one extent: it lies alike in every layout
-            self.tensor(TensorType(t.dtype, shape, weights if i == 1 else y.layout if vector and i > 1 else t.layout))
-        self.tensor(y)
-
-    def tensor(self, t: TensorType) -> int:
-        """A new tensor's number."""
-        self._tensors.append([t.dtype, list(t.shape), strides(t.shape, t.layout)])
-        return len(self._tensors) - 1
 
     @property
     def newest(self) -> int:
         """The operand that the last node's result is."""
         return -len(self._nodes)
 
-    def node(self, op: str, operands: list[int], attrs: Mapping[str, Any]) -> int:
+    def node(self, op: str, given: list[int], attrs: Mapping[str, Any]) -> int:
         """A new node's result as an operand."""
-        self._nodes.append([op, operands, dict(attrs)])
+        self._nodes.append([op, given, dict(attrs)])
         return self.newest
 
-    def end(self, result: int) -> int:
+    def between(self, without: list[str]) -> int:
+        """End a stage; its result, of the image's dtype, is an operand of the next."""
+        y = self._workload.outputs[0]
+        self._types.append(TensorType(self._workload.inputs[0].dtype, y.shape, y.layout))
+        self.end(len(self._types) - 1, without)
+        return len(self._types) - 1
+
+    def end(self, result: int, without: list[str]) -> None:
         """A stage of all nodes so far, whose last one writes tensor ``result``."""
-        self._stages.append({"nodes": self._nodes, "result": result})
+        self._stages.append({"nodes": self._nodes, "result": result, "views": [], "without": without})
         self._nodes, self._known = [], {}
-        return result
 
     def point(self, point: Point, anchor: int) -> int:
         """An expression as an operand; ``anchor`` is the convolution's result."""
@@ -142,18 +154,19 @@ class _Graphs:
             self._known[point] = self._point(point, anchor)
         return self._known[point]
 
-    def call(self, without: list[str]) -> dict[str, Any]:
-        """All of it, constants numbered behind the other tensors."""
-        count = len(self._tensors)
-        numbers = {_CONSTANT + i: count + i for i in range(len(self._values))}
+    def call(self) -> dict[str, Any]:
+        """All of it, constants numbered behind the other tensors. Raises Unsupported."""
+        count = len(self._types)
+        scalars = [TensorType("float32", (1, 1, 1, 1))] * len(self._values)
         for stage in self._stages:
-            stage["nodes"] = [[op, [numbers.get(o, o) for o in operands], attrs] for op, operands, attrs in stage["nodes"]]
-        for _ in self._values:
-            self.tensor(TensorType("float32", (1, 1, 1, 1)))
+            for node in stage["nodes"]:
+                node[1] = [count + i - _CONSTANT if i >= _CONSTANT else i for i in node[1]]
+        types = [*self._types, *scalars]
+        for stage in self._stages[1:]:
+            stage["views"] = _views(stage, types)
         return {
-            "tensors": self._tensors, "arguments": len(self._workload.inputs) + 1,
-            "constants": [[numbers[_CONSTANT + i], v] for i, v in enumerate(self._values)],
-            "stages": self._stages, "without": without,
+            "tensors": [[t.dtype, list(t.shape), strides(t.shape, t.layout)] for t in types], "arguments": self._arguments,
+            "constants": [[count + i, v] for i, v in enumerate(self._values)], "stages": self._stages,
         }  # fmt: skip
 
     def _point(self, point: Point, anchor: int) -> int:
@@ -165,15 +178,58 @@ class _Graphs:
             return self._constant(point.value)
         for op, inner, attrs in _activations(point):
             return self.node(op, [self.point(inner, anchor)], attrs)
+        if point.op == "add":
+            return self._sum(point, anchor)
         if point.op not in _POINTWISE:
             raise Unsupported(f"epilogue operator {point.op}")
-        operands = [self.point(a, anchor) for a in point.args]
-        return self.node(_POINTWISE[point.op], operands, {})
+        given = [self.point(a, anchor) for a in point.args]
+        return self.node(_POINTWISE[point.op], given, {})
+
+    def _sum(self, point: Apply, anchor: int) -> int:
+        """Whole tensors before vectors: cuDNN's fused engines want a residual before the bias."""
+        total, *terms = sorted(_terms(point), key=self._rank)
+        result = self.point(total, anchor)
+        for term in terms:
+            result = self.node("add", [result, self.point(term, anchor)], {})
+        return result
+
+    def _rank(self, term: Point) -> int:
+        if isinstance(term, Input):
+            return 1 if self._workload.inputs[term.index].shape == self._workload.outputs[0].shape else 2
+        return 3 if isinstance(term, Literal) else 0
 
     def _constant(self, value: float) -> int:
         if value not in self._values:
             self._values.append(value)
         return _CONSTANT + self._values.index(value)
+
+
+def _terms(point: Point) -> Iterator[Point]:
+    if isinstance(point, Apply) and point.op == "add":
+        for arg in point.args:
+            yield from _terms(arg)
+    else:
+        yield point
+
+
+def _views(stage: Mapping[str, Any], types: list[TensorType]) -> list[list[Any]]:
+    """A graph without a convolution wants channels last: rows (N, C, H, W) are seen as (N, H·W, C, 1), H·W last.
+
+    Raises Unsupported for tensors that cannot be seen so.
+    """
+    result = types[stage["result"]]
+    if result.layout == _NHWC:
+        return []
+    area = result.shape[2:]
+    used = {stage["result"], *(i for _, given, _ in stage["nodes"] for i in given if i >= 0)}
+    views = []
+    for i in sorted(used):
+        shape = types[i].shape
+        if types[i].layout != _ROW or shape[2:] not in (area, (1, 1)):
+            raise Unsupported("an epilogue apart with operands of several layouts")
+        pixels = shape[2] * shape[3]
+        views.append([i, [shape[0], pixels, shape[1], 1], [shape[1] * pixels, 1, pixels, pixels]])
+    return views
 
 
 #: Operands from here on are constants, until their tensors are numbered.

@@ -127,6 +127,8 @@ class _Stage:
         """Raises DeviceError when cuDNN has no plan for it."""
         self._cudnn = cudnn
         tensors = [Tensor(*t) for t in spec["tensors"]]
+        for number, extents, strides in stage["views"]:
+            tensors[number] = Tensor(tensors[number].dtype, extents, strides)
         float32 = cudnn.data_type.FLOAT
         with _translated("cuDNN cannot compute this"):
             self.graph = cudnn.pygraph(
@@ -137,7 +139,7 @@ class _Stage:
             self.graph.validate()
             self.graph.build_operation_graph()
             self.graph.create_execution_plans([getattr(cudnn.heur_mode, m) for m in _MODES])
-            self.graph.deselect_numeric_notes([getattr(cudnn.numerical_note, n) for n in spec["without"]])
+            self.graph.deselect_numeric_notes([getattr(cudnn.numerical_note, n) for n in stage["without"]])
             count = int(self.graph.get_execution_plan_count())
             self.names = [str(self.graph.get_plan_name_at_index(i)) for i in range(count)]
 
