@@ -3,6 +3,7 @@
 from wpk.kernels.cuda import gemm, gemm_mma, gemm_wgmma, joins, moves
 from wpk.kernels.cuda.conv import CudaConv
 from wpk.kernels.cuda.conv_mma import CudaConvMma
+from wpk.kernels.cuda.depthwise import CudaDepthwise
 from wpk.kernels.cuda.eltwise import CudaEltwise
 from wpk.kernels.cuda.gather import CudaGather
 from wpk.kernels.cuda.gemv import CudaGemv
@@ -18,7 +19,7 @@ from wpk.kernels.family import Family
 #: where nothing is measured, the first that fits is taken: the special before the general
 FAMILIES: tuple[Family, ...] = (
     CudaGemv(), gemm_wgmma.CudaGemmWgmma(), gemm_wgmma.matmul(),
-    gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaConvMma(), CudaConv(),
+    gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaDepthwise(), CudaConvMma(), CudaConv(),
     CudaEltwise(), CudaPool(), CudaSoftmax(), CudaLrn(), CudaNorm(), CudaReduce(), CudaGather(), CudaResize(),
     moves.CudaMove(), moves.convert(), joins.CudaJoin(), joins.split(), CudaWinograd(), CudaWinogradMma(),
 )  # fmt: skip
