@@ -115,7 +115,7 @@ def _linear_binary(expr: Binary, ranges: Ranges) -> Linear:
     a, b = linear(expr.a, ranges), linear(expr.b, ranges)
     match expr.op:
         case "+":
-            return a.plus(b)
+            return _rejoined(a.plus(b))
         case "-":
             return a.plus(b, -1)
         case "*" if b.is_const:
@@ -133,6 +133,18 @@ def _linear_binary(expr: Binary, ranges: Ranges) -> Linear:
         case "^" if b.is_const and b.const == 0:
             return a
     return Linear(0, {Binary(expr.op, a.expr(), b.expr()): 1})
+
+
+def _rejoined(form: Linear) -> Linear:
+    """``c * (x // c) + x % c`` as x, times any factor."""
+    for atom, k in form.terms.items():
+        if not isinstance(atom, Binary) or atom.op != "%" or not isinstance(atom.b, Const):
+            continue
+        above = Binary("//", atom.a, atom.b)
+        if form.terms.get(above) == k * int(atom.b.value):
+            rest = Linear(form.const, {a: c for a, c in form.terms.items() if a not in (atom, above)})
+            return _rejoined(rest.plus(linear(atom.a, {}), k))
+    return form
 
 
 def _parts(form: Linear, c: int) -> tuple[Linear, Linear]:

@@ -7,7 +7,7 @@ boxes are expressions of the loops outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -39,7 +39,7 @@ from wpk.dsl.ir import (
     Var,
 )  # fmt: skip
 from wpk.dsl.pipeline import pipeline
-from wpk.dsl.schedule import FuseOf, Nest, PrefetchOf, Scheduled, ScheduleError, SplitOf
+from wpk.dsl.schedule import FuseOf, Nest, Placement, PrefetchOf, Scheduled, ScheduleError, SplitOf
 from wpk.dsl.tensorize import match
 
 #: axis -> (first element, number of elements)
@@ -114,15 +114,19 @@ class _Lowering:
 
     def _buffer(self, stage: Stage, box: Box) -> Buffer:
         place = self.s.placement(stage.name)
-        shape = [box[a][1] for a in place.storage or tuple(a.name for a in stage.axes)]
+        order = place.storage or tuple(a.name for a in stage.axes)
+        shape = [box[a][1] for a in order]
+        if place.join:
+            first, shape = _joined_dims(place, order, shape)
+            order = tuple(first)
         if place.lanes:
             axis, width = place.lanes
-            at = (place.storage or tuple(a.name for a in stage.axes)).index(axis)
+            at = order.index(axis)
             if shape[at] % width:
                 raise ScheduleError(f"store {stage.name}: {width} lanes do not divide {shape[at]} of {axis}")
             shape = [*shape[:at], shape[at] // width, *shape[at + 1 :], width]
         if place.pad:
-            shape[(place.storage or tuple(a.name for a in stage.axes)).index(place.pad[0])] += place.pad[1]
+            shape[order.index(place.pad[0])] += place.pad[1]
         if place.swizzle and (place.scope != "block" or shape[-1] * DTYPE_BYTES[stage.dtype] != place.swizzle):
             raise ScheduleError(f"store {stage.name}: a swizzle of {place.swizzle} bytes for rows of {shape[-1]} {stage.dtype}")
         return Buffer(stage.name, tuple(shape), stage.dtype, place.scope, swizzle=place.swizzle)
@@ -327,12 +331,22 @@ class _Lowering:
             for n, p in zip(names, position, strict=True)
         }
         out = [offsets[n].expr() for n in order]
+        if place.join:
+            out = self._joined_index(place, order, out, [box[n][1] for n in order])
         if place.lanes:
             axis, width = place.lanes
             at, offset = order.index(axis), offsets[axis].expr()
             out[at] = affine.index(Binary("//", offset, Const(width)), self.ranges)
             out.append(affine.index(Binary("%", offset, Const(width)), self.ranges))
         return tuple(out)
+
+    def _joined_index(self, place: Placement, order: Sequence[str], at: list[Expr], extents: list[int]) -> list[Expr]:
+        """Indices in which axes that are one dimension are one."""
+        found: list[Expr] = []
+        inner = {n for group in place.join for n in group[1:]}
+        for name, index, extent in zip(order, at, extents, strict=True):
+            found[-1:] = [affine.index(found[-1] * extent + index, self.ranges)] if name in inner else [*found[-1:], index]
+        return found
 
     # --- expressions ------------------------------------------------------------------------------------------------
 
@@ -536,6 +550,18 @@ class _Lowering:
             if any(_mentions(i, var) for i in address.indices):
                 body = (For(var, ZERO, Const(extents[n]), "unroll", body),)
         return body
+
+
+def _joined_dims(place: Placement, order: Sequence[str], shape: list[int]) -> tuple[list[str], list[int]]:
+    """The first axis and the extent of each dimension, axes that are one dimension being one."""
+    names, dims = list[str](), list[int]()
+    inner = {n for group in place.join for n in group[1:]}
+    for name, extent in zip(order, shape, strict=True):
+        if name in inner:
+            dims[-1] *= extent
+        else:
+            names, dims = [*names, name], [*dims, extent]
+    return names, dims
 
 
 def _bounds(form: Linear, relative: set[str], ranges: Mapping[str, tuple[int, int]]) -> tuple[Linear, int]:

@@ -63,7 +63,8 @@ class Placement:
 
     ``storage`` is the order of its axes in memory; ``lanes`` = (axis, width) splits that axis so that its last
     ``width`` elements are innermost (a vector register). ``whole`` axes are kept in full, whatever part is read.
-    ``pad`` = (axis, elements) leaves a gap behind each run of that axis; ``swizzle`` as in :class:`wpk.dsl.ir.Buffer`.
+    ``pad`` = (axis, elements) leaves a gap behind each run of that axis; axes of a ``join`` are one dimension;
+    ``swizzle`` as in :class:`wpk.dsl.ir.Buffer`.
     """
 
     at: tuple[str, str] | None = None
@@ -73,6 +74,7 @@ class Placement:
     whole: tuple[str, ...] = ()
     pad: tuple[str, int] | None = None
     swizzle: int = 0
+    join: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -469,7 +471,8 @@ class StoreAs:
     ``whole`` axes are computed and kept in full: then splits of them stay aligned, whatever part the consumer reads.
     With a staged input (:class:`CacheRead`) this is packing. ``pad`` = (axis, elements) makes that axis longer in memory, so
     that what lies next to each other along another one falls on other banks of shared memory; ``swizzle`` (32, 64 or 128, the
-    bytes of the last axis) does that without a gap.
+    bytes of the last axis) does that without a gap. ``join``: axes that follow each other in memory are one dimension, and padded
+    as one: a consumer may count along it in another way than the stage's axes do.
     Halide ``reorder_storage``, TVM ``transform_layout``, ``storage_align``.
     """
 
@@ -479,6 +482,7 @@ class StoreAs:
     whole: tuple[str, ...] = ()
     pad: tuple[str, int] | None = None
     swizzle: int = 0
+    join: tuple[tuple[str, ...], ...] = ()
 
     def apply(self, s: Scheduled) -> Scheduled:
         names = tuple(a.name for a in _stage(s, self.stage).axes)
@@ -490,8 +494,13 @@ class StoreAs:
         _require(padded, f"store {self.stage}: no axis or a negative padding in {self.pad}")
         _require(self.swizzle in (0, 32, 64, 128), f"store {self.stage}: no swizzle of {self.swizzle} bytes")
         _require(not (self.swizzle and self.pad), f"store {self.stage}: swizzled rows are whole")
+        for group in self.join:
+            at = order.index(group[0]) if group and group[0] in order else -1
+            _require(order[at : at + len(group)] == group and len(group) > 1, f"store {self.stage}: {group} is no run of {order}")
+        _require(not (self.join and self.lanes), f"store {self.stage}: joined axes have no lanes")
         new = replace(
-            s.placement(self.stage), storage=order, lanes=self.lanes, whole=self.whole, pad=self.pad, swizzle=self.swizzle
+            s.placement(self.stage), storage=order, lanes=self.lanes, whole=self.whole, pad=self.pad, swizzle=self.swizzle,
+            join=self.join,
         )  # fmt: skip
         return replace(s, placements={**s.placements, self.stage: new})
 

@@ -46,6 +46,18 @@ def matmul(batch: int, m: int, n: int, k: int, dtype: str = "float32", tf32: boo
     return Workload("matmul", types, (TensorType(dtype, (1, batch, m, n)),), attrs)
 
 
+def attention(dtype: str, lengths: tuple[int, int, int], size: int, rows: bool = True, tf32: bool = False) -> Workload:
+    """Two heads with a mask; ``lengths``: batch, queries, keys."""
+    batch, queries, keys = lengths
+    attrs: tuple[tuple[str, Attr], ...] = (
+        ("heads", 2), *((("precision", "tf32"),) if tf32 else ()), ("rows", int(rows)), ("safe", int(tf32)),
+        ("scores", "add(mul(acc,0.25),in3)"),
+    )  # fmt: skip
+    q, k = TensorType(dtype, (batch, queries, 2 * size)), TensorType(dtype, (batch, keys, 2 * size))
+    out = q if rows else TensorType(dtype, (batch, 2, queries, size))
+    return Workload("attention", (q, k, k, TensorType("float32", (batch, 1, 1, keys))), (out,), attrs)
+
+
 def pool(kind: str, size: int, kernel: int, stride: int, pad: int, dtype: str, layout: str) -> Workload:
     """A pooling of 24 channels."""
     out = (size + 2 * pad - kernel) // stride + 1
@@ -104,6 +116,9 @@ def rest(dtype: str) -> Iterator[Workload]:
     """Operators of transformers."""
     rows, table = TensorType(dtype, (6, 48)), TensorType(dtype, (20, 16))
     yield Workload("norm", (rows,), (rows,), (("axis", 1), ("epsilon", 1e-5), ("kind", "layer")))
+    yield attention(dtype, (2, 20, 24), 16)
+    if dtype == "float32":
+        yield attention(dtype, (1, 17, 33), 36, rows=False, tf32=True)
     yield Workload("reduce", (rows,), (TensorType(dtype, (6, 1)),), (("axes", (1,)), ("kind", "mean")))
     yield Workload("softmax", (TensorType(dtype, (3, 10, 8)),), (TensorType(dtype, (3, 10, 8)),), (("axis", 1),))
     resized = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -195,8 +195,9 @@ def read_source(model: Model, options: Options, shop: Shop, trace: list[str] | N
         raw = load_model(path, options.shapes, options.batch)
         session = _session_model(path, raw, changed=bool(options.shapes) or options.batch is not None)
         name = path.name if isinstance(model, str | os.PathLike) else raw.name
-    graph = run_pipeline(raw, default_pipeline(), trace)
-    fused = run_pipeline(raw, default_pipeline(siblings=True))
+    fits = supported_by(shop)
+    graph = run_pipeline(raw, default_pipeline(attention=fits), trace)
+    fused = run_pipeline(raw, default_pipeline(True, fits))
     graphs = (graph,) if len(fused.nodes) == len(graph.nodes) else (graph, fused)
     ports = [Port(v, raw.types[v].dtype, raw.types[v].shape) for v in raw.inputs]
     feeds = random_feeds(ports, options.seed)
@@ -212,14 +213,20 @@ def _lowered(source: Source, options: Options, shop: Shop) -> Source:
     """The model's first form in lower precision; horizontal fusion would change which nodes there are to choose among."""
     feeds, expected = source.feeds, source.expected
 
+    graph = source.graphs[0]
+    supports = supported_by(shop)
+    chosen = choose_precision(graph, options.precision, options.limit, feeds, expected, source.distance, supports)
+    return replace(source, graphs=(chosen.graph,), precision=chosen)
+
+
+def supported_by(shop: Shop) -> Callable[[Workload], bool]:
+    """Tells whether some provider makes a workload in some layout; what offsets do needs none."""
+
     def supports(workload: Workload) -> bool:
-        """By some provider in some layout; what offsets do needs none."""
         forms = _in_each_layout(workload, shop.target)
         return workload.op in MOVES or any(p.supports(w, shop.target) for w in forms for p in shop.providers)
 
-    graph = source.graphs[0]
-    chosen = choose_precision(graph, options.precision, options.limit, feeds, expected, source.distance, supports)
-    return replace(source, graphs=(chosen.graph,), precision=chosen)
+    return supports
 
 
 def _in_each_layout(workload: Workload, target: Target) -> Iterator[Workload]:
@@ -229,10 +236,13 @@ def _in_each_layout(workload: Workload, target: Target) -> Iterator[Workload]:
         yield replace(workload, inputs=inputs, outputs=outputs)
 
 
-def read_graph(model: Model, options: Options, trace: list[str] | None = None) -> Graph:
+def read_graph(
+    model: Model, options: Options, trace: list[str] | None = None, supports: Callable[[Workload], bool] | None = None
+) -> Graph:
     """Load and optimize, and no more: for a target that is not here. Raises ModelError."""
     with _as_file(model) as path:
-        return run_pipeline(load_model(path, options.shapes, options.batch), default_pipeline(), trace)
+        raw = load_model(path, options.shapes, options.batch)
+    return run_pipeline(raw, default_pipeline(attention=supports), trace)
 
 
 def known_results(shop: Shop, log: Path | None = None) -> ResultTable:

@@ -1,6 +1,7 @@
 """Kernel families for NVIDIA GPUs, one a file: THE ALGORITHM, THE SPACE, THE SCHEDULE. ``FAMILIES`` lists them."""
 
 from wpk.kernels.cuda import gemm, gemm_mma, gemm_wgmma, joins, moves
+from wpk.kernels.cuda.attention import CudaAttention
 from wpk.kernels.cuda.conv import CudaConv
 from wpk.kernels.cuda.conv_mma import CudaConvMma
 from wpk.kernels.cuda.depthwise import CudaDepthwise
@@ -20,6 +21,6 @@ from wpk.kernels.family import Family
 FAMILIES: tuple[Family, ...] = (
     CudaGemv(), gemm_wgmma.CudaGemmWgmma(), gemm_wgmma.matmul(),
     gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaDepthwise(), CudaConvMma(), CudaConv(),
-    CudaEltwise(), CudaPool(), CudaSoftmax(), CudaLrn(), CudaNorm(), CudaReduce(), CudaGather(), CudaResize(),
+    CudaEltwise(), CudaPool(), CudaSoftmax(), CudaAttention(), CudaLrn(), CudaNorm(), CudaReduce(), CudaGather(), CudaResize(),
     moves.CudaMove(), moves.convert(), joins.CudaJoin(), joins.split(), CudaWinograd(), CudaWinogradMma(),
 )  # fmt: skip

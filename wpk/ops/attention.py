@@ -26,7 +26,7 @@ GUARD: Point = apply("where", apply("eq", apply("eq", Input(0), Input(0)), Liter
 class Heads:
     """The numbers of an attention.
 
-    ``heads`` are those of queries, ``groups`` those of keys and values, each for as many heads, one after another; ``size`` counts
+    ``heads`` are those of queries, ``groups`` those of keys and values, each for as many heads in turn; ``size`` counts the
     elements of a query and of a key, ``values`` those of a value.
     """
 

@@ -178,7 +178,7 @@ def _four(draft: Draft, value: str) -> str:
 
 
 def _returned(draft: Draft, node: Node) -> tuple[Node, ...]:
-    """The transpose that puts heads behind the sequence, perhaps after a view that adds a batch; nothing if others read the result."""
+    """The transpose that puts heads behind the sequence, perhaps after a view that adds a batch."""
     value, found = node.outputs[0], list[Node]()
     while draft.shared(value) is None:
         (reader,) = draft.readers(value)

@@ -84,14 +84,10 @@ f32_gemm_16x64x16__sm_90a_1(const float *__restrict__ a, const float *__restrict
   const int out_block = blockIdx.x;
   const int thread = threadIdx.x;
   float *part_1 = part + out_block * 512 + thread * 4;
-  const int i3 = out_block / 2;
-  const int i4 = thread / 16;
-  const int i5 = i4 / 4;
-  const int i6 = out_block % 2;
-  const int i7 = i4 % 4;
-  const int i8 = thread % 16;
-  const float *e2_9 = e2 + i8 * 4;
-  float *out_11 = out + out_block * 512 + thread * 4;
+  const int i3 = thread / 16;
+  const int i4 = thread % 16;
+  const float *e2_5 = e2 + i4 * 4;
+  float *out_7 = out + out_block * 512 + thread * 4;
   float total[4];
   total[0] = 0.0f;
   total[1] = 0.0f;
@@ -105,8 +101,8 @@ f32_gemm_16x64x16__sm_90a_1(const float *__restrict__ a, const float *__restrict
     total[2] += v2.v[2];
     total[3] += v2.v[3];
   }
-  if (i3 * 16 + i5 * 4 + i6 * 8 + i7 < 70) {
-    const f32x4 v10 = *(const f32x4 *)e2_9;
-    *(f32x4 *)out_11 = f32x4{{fmaxf(total[0] + v10.v[0], 0.0f), fmaxf(total[1] + v10.v[1], 0.0f), fmaxf(total[2] + v10.v[2], 0.0f), fmaxf(total[3] + v10.v[3], 0.0f)}};
+  if (out_block * 8 + i3 < 70) {
+    const f32x4 v6 = *(const f32x4 *)e2_5;
+    *(f32x4 *)out_7 = f32x4{{fmaxf(total[0] + v6.v[0], 0.0f), fmaxf(total[1] + v6.v[1], 0.0f), fmaxf(total[2] + v6.v[2], 0.0f), fmaxf(total[3] + v6.v[3], 0.0f)}};
   }
 }
