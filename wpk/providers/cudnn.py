@@ -93,7 +93,7 @@ class Cudnn:
         """Two knobs, ``form`` and ``plan`` (the plans' names, one for each stage), in the order of the library's guesses."""
         found = self._plans(workload, target)
         if isinstance(found, str):
-            return Space(())
+            return Space((), listed=())
         knobs = [Choice(k, tuple(dict.fromkeys(c[k] for c in found)), found[0][k]) for k in ("form", "plan")]
         return Space(tuple(knobs), first=found[:1], listed=found)
 
