@@ -363,5 +363,6 @@ def unfit(workload: Workload, dtypes: Sequence[str]) -> str | None:
 
 
 __all__ = [
-    "Conv", "conv_of", "copied_first", "copies", "ends", "given", "orders", "pack", "product_of", "strides_of", "unfit", "vectors_of",
+    "Conv", "conv_of", "copied_first", "copies", "ends", "given", "orders", "pack", "product_of", "strides_of", "unfit",
+    "vectors_of",
 ]  # fmt: skip

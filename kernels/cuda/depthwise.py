@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -23,8 +24,9 @@ from wpk.dsl.lower import lower
 from wpk.dsl.schedule import Bind, ComputeAt, Inline, Reorder, Split, Step, Unroll, Vectorize, schedule
 from wpk.kernels.cuda.conv_shape import Conv, given
 from wpk.kernels.cuda.images import ImageOperands, size_of, unfit
-from wpk.kernels.cuda.nests import MOST_REGISTERS, fuse_all, width_of
+from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, fuse_all, width_of
 from wpk.kernels.cuda.operands import STORED
+from wpk.kernels.cuda.product import resident_blocks
 from wpk.kernels.epilogue import ZERO
 from wpk.kernels.family import Built
 from wpk.search.knobs import Choice, Knob, Ordered, Value
@@ -52,6 +54,11 @@ class Grid:
     def threads(self) -> int:
         """Threads of a block."""
         return self.channels * self.rows * self.columns
+
+    @property
+    def warps(self) -> int:
+        """Warps of a block."""
+        return -(-self.threads // WARP)
 
     @property
     def depth(self) -> int:
@@ -86,18 +93,13 @@ class Grid:
         return high, wide + self.lead - s.pw
 
 
-def grid_of(workload: Workload, c: Config) -> Grid:
-    """The grid of a config."""
-    s, size = given(workload), size_of(workload)
-    width = int(c["tile_w"])
-    if s.last:
-        lanes = int(c["lanes"])
-        reads = lanes if s.kg == 1 else 1
-    else:
-        lanes = width_of(s.ow, width, bytes_each=size)
-        reads = width_of(s.w, width * s.sw, bytes_each=size)
-    threads = (int(c[f"threads_{x}"]) for x in "chw")
-    return Grid(s, int(c["tile_h"]), width, lanes, reads, *threads)
+def grid_of(s: Conv, size: int, c: Config) -> Grid:
+    """The grid of a config; ``size``: bytes of the largest element."""
+    height, width, lanes = int(c["tile_h"]), int(c["tile_w"]), int(c["lanes"])
+    reads = lanes if s.kg == 1 else 1
+    if not s.last:
+        lanes, reads = width_of(s.ow, width, bytes_each=size), width_of(s.w, width * s.sw, bytes_each=size)
+    return Grid(s, height, width, lanes, reads, *(int(c[f"threads_{x}"]) for x in "chw"))
 
 
 # --- THE ALGORITHM ------------------------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ def place_of(g: Grid, a: dict[str, Axis]) -> Place:
 
 
 def input_stage(name: str, g: Grid, dtype: str, source: str = "") -> Stage:
-    """``name[n, row, column, channel vector, lane]`` or ``[n, channel, row, column vector, lane]``, 0 outside; or ``source``'s."""
+    """``name[n, row, column, channel vector, lane]`` or ``[n, channel, row, column vector, lane]``, 0 outside: x, or a copy."""
     s, (high, wide) = g.conv, g.box
     n, h, r = Axis("n", s.n), Axis("h", high), Axis("r", g.reads)
     row = h.var - s.ph
@@ -230,38 +232,39 @@ def weights_of(
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
 
 
-def space(workload: Workload, gpu: Gpu) -> Space:
+def space(s: Conv, size: int, gpu: Gpu) -> Space:
     """A thread's tile, the threads of a block, what is unrolled and kept, the shared box, blocks of a multiprocessor."""
-    s, size = given(workload), size_of(workload)
     heights = tuple(t for t in (1, 2, 3, 4, 5, 6, 7, 8) if t <= s.oh)
     widths = tuple(t for t in (1, 2, 3, 4, 5, 6, 7, 8, 14, 16) if t <= s.ow)
     lanes = tuple(n for n in (1, 2, 4, 8) if n <= widest(s, size))
-    counts = {
-        "c": threads_for(s.k, lanes), "h": threads_for(s.oh, heights), "w": threads_for(s.ow, widths),
-    }  # fmt: skip
+    counts = {"c": threads_for(s.k, lanes), "h": threads_for(s.oh, heights), "w": threads_for(s.ow, widths)}
     knobs: tuple[Knob, ...] = (
         Ordered("tile_h", heights, 1), Ordered("tile_w", widths, 1), Ordered("lanes", lanes, lanes[-1]),
         *(Ordered(f"threads_{x}", values, 1) for x, values in counts.items()),
-        Choice("unroll", UNROLLS, "none"), Choice("stage", ("none", "block"), "none"), Ordered("min_blocks", (1, 2, 3, 4, 6, 8), 1),
+        Choice("unroll", unrolls(s), unrolls(s)[-1]), Choice("stage", STAGES, "none"), Ordered("min_blocks", (2, 3, 4, 6, 8), 2),
     )  # fmt: skip
 
-    def divided(c: Config) -> bool:
-        return sensible(grid_of(workload, c))
-
     def fits(c: Config) -> bool:
-        g = grid_of(workload, c)
-        most = min(gpu.registers_per_sm // (-(-g.threads // 32) * 32 * int(c["min_blocks"])), MOST_REGISTERS)
-        return c["unroll"] == "none" and most >= 64 or registers(g, str(c["unroll"])) <= most
+        g, blocks = grid_of(s, size, c), int(c["min_blocks"])
+        most = min(gpu.registers_per_sm // (blocks * WARP * g.warps), MOST_REGISTERS)
+        shared = c["stage"] == "none" or box_elements(g) * size * blocks <= gpu.shared_per_block
+        return sensible(g) and registers(g, str(c["unroll"])) <= most and shared
 
-    def shared(c: Config) -> bool:
-        return c["stage"] == "none" or box_elements(grid_of(workload, c)) * size * int(c["min_blocks"]) <= gpu.shared_per_block
-
-    limits: tuple[Constraint, ...] = (divided, fits, shared)
-    return Space(knobs, limits, first_configs(workload, gpu, knobs, limits))
+    return Space(knobs, (fits,), first_configs(s, size, gpu, knobs, fits))
 
 
-#: what is written out and kept in registers: the tile's whole input; that of one row of the kernel, rows written out or not; none
-UNROLLS = ("all", "row", "loop", "none")
+#: where a thread reads the input: device memory, or what its block copied
+STAGES = ("none", "block")
+#: loads of a thread that are under way together, while a block copies
+COPIES = 8
+def unrolls(s: Conv) -> tuple[str, ...]:
+    """What is written out and kept in registers: a tile's whole input (``all``), that of one row of the kernel at a time.
+
+    ``row``: rows are written out too, ``loop``: they are not; ``none``: a large kernel is a loop of loads.
+    """
+    small, short = s.kh * s.kw <= 49, s.kw <= 16
+    ways = {"all": small, "row": small and s.kh > 1, "loop": short and s.kh > 1, "none": s.kh * s.kw > 25}
+    return tuple(way for way, useful in ways.items() if useful)
 
 
 def widest(s: Conv, size: int) -> int:
@@ -278,12 +281,12 @@ def threads_for(extent: int, tiles: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def sensible(g: Grid) -> bool:
-    """Blocks of a warp at least, if there is that much to do, of 1024 threads at most; less than half of any axis is idle."""
+    """Blocks of a warp at least, if there is that much to do, of 512 threads at most; less than half of any axis is idle."""
     s = g.conv
     extents = ((g.channels, g.depth, s.k), (g.rows, g.height, s.oh), (g.columns, g.width, s.ow))
     whole = -(-s.k // g.depth) * -(-s.oh // g.height) * -(-s.ow // g.width)
     spread = all(n == 1 or n * tile < 2 * extent for n, tile, extent in extents)
-    return spread and min(32, whole) <= g.threads <= 1024
+    return spread and min(32, whole) <= g.threads <= 512
 
 
 def patch(g: Grid, unroll: str) -> tuple[int, int]:
@@ -296,10 +299,14 @@ def patch(g: Grid, unroll: str) -> tuple[int, int]:
 
 
 def registers(g: Grid, unroll: str) -> int:
-    """Rough registers of a thread: sums, input, weights, addresses."""
+    """Registers of a thread, with room for what compilers load early: sums, input, weights, addresses."""
+    sums = g.height * g.width * g.depth
+    if unroll == "none":
+        return 48 + 3 * sums
     rows, vectors = patch(g, unroll)
-    s, taps = g.conv, g.conv.kw * (1 if unroll == "loop" else g.conv.kh)
-    return g.height * g.width * g.depth + rows * vectors * g.reads + taps * g.depth + 40 if unroll != "none" else 64
+    kept = min(2, g.conv.kh) * g.conv.kw * g.depth if g.conv.last else g.conv.kh * g.conv.kw
+    read = rows * vectors * g.reads
+    return 24 + ((sums + 2 * read + kept) * 3 // 2 if unroll == "row" else (sums + read + kept) * 5 // 4)
 
 
 def box_elements(g: Grid) -> int:
@@ -311,63 +318,63 @@ def box_elements(g: Grid) -> int:
     return -(-g.channels * g.depth // s.kg) * high * wide
 
 
-def first_configs(workload: Workload, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[Constraint, ...]) -> tuple[Config, ...]:
-    """Guesses: of each way to keep the input the tiles that shall take least time, best first."""
+def first_configs(s: Conv, size: int, gpu: Gpu, knobs: tuple[Knob, ...], fits: Constraint) -> tuple[Config, ...]:
+    """Guesses: the tiles that shall take least time, then those of each way to keep the input, best first."""
     allowed = {k.name: k.values for k in knobs}
     tiles = [(h, w) for h in allowed["tile_h"] for w in allowed["tile_w"] if h in (1, 2, 4, 7) and w in (1, 2, 4, 7, 8, 16)]
     found: list[tuple[float, Config]] = []
-    for (height, width), lanes, unroll, stage in product(tiles, allowed["lanes"][-2:], UNROLLS, ("none", "block")):
-        base: Config = {"tile_h": height, "tile_w": width, "lanes": lanes, "unroll": unroll, "stage": stage, "min_blocks": 1}
-        for most in (64, 128, 256):
-            c = {**base, **block_of(workload, base, allowed, most)}
-            if all(limit(c) for limit in limits):
-                found.append((cycles(workload, c, gpu), c))
-    found.sort(key=lambda pair: pair[0])
+    for (height, width), lanes, most in product(tiles, allowed["lanes"][-2:], (64, 128, 256)):
+        block = block_of(s, (int(lanes), int(height), int(width)), allowed, most)
+        for unroll, stage in product(allowed["unroll"], STAGES):
+            c: Config = {
+                "tile_h": height, "tile_w": width, "lanes": lanes, **block, "unroll": unroll, "stage": stage, "min_blocks": 2,
+            }  # fmt: skip
+            if fits(c):
+                found.append((cycles(s, size, c, gpu), c))
     best: dict[object, Config] = {}
-    for _, c in found:
+    for _, c in sorted(found, key=lambda pair: pair[0]):
         best.setdefault((c["tile_h"], c["tile_w"]) if len(best) < 4 else (c["unroll"], c["stage"]), c)
     return tuple(list(best.values())[:8])
 
 
-def block_of(workload: Workload, c: Config, allowed: dict[str, tuple[Value, ...]], most: int) -> Config:
+def block_of(s: Conv, tile: tuple[int, int, int], allowed: dict[str, tuple[Value, ...]], most: int) -> Config:
     """Threads of a block, ``most`` of them: as many as there are along the axis of neighbours in memory, then the next."""
-    s = given(workload)
-    tile = {"c": int(c["lanes"]), "h": int(c["tile_h"]), "w": int(c["tile_w"])}
-    extents, found = {"c": s.k, "h": s.oh, "w": s.ow}, dict[str, Value]()
+    whole = dict(zip("chw", (-(-n // t) for n, t in zip((s.k, s.oh, s.ow), tile, strict=True)), strict=True))
+    found: Config = {}
     for axis in "cwh" if s.last else "whc":
-        whole = -(-extents[axis] // tile[axis])
-        fitting = [int(n) for n in allowed[f"threads_{axis}"] if int(n) <= min(most, whole)]
-        found[f"threads_{axis}"] = max(fitting)
-        most //= max(fitting)
+        count = max(int(n) for n in allowed[f"threads_{axis}"] if int(n) <= min(most, whole[axis]))
+        found[f"threads_{axis}"] = count
+        most //= count
     return found
 
 
-def cycles(workload: Workload, c: Config, gpu: Gpu) -> float:
-    """Rough cycles: waiting for what is read, once for each time a multiprocessor is filled, or its work where that is longer.
+def cycles(s: Conv, size: int, c: Config, gpu: Gpu) -> float:
+    """Rough cycles: waiting for what is read, once for each time a multiprocessor is filled, and its work.
 
     A multiprocessor issues four instructions of warps a cycle, takes 128 bytes from its first cache and some 40 from L2.
     """
-    g, unroll, size = grid_of(workload, c), str(c["unroll"]), size_of(workload)
-    s, warps = g.conv, -(-g.threads // 32)
-    rows, vectors = patch(g, unroll)
-    rounds = s.kh if unroll in ("row", "loop") else 1
-    loads = rounds * rows * vectors if unroll != "none" else s.kh * s.kw * g.height * g.width
+    g, unroll, staged = grid_of(s, size, c), str(c["unroll"]), c["stage"] == "block"
+    mine = -(-s.n * prod(g.blocks) // gpu.sms)
+    resident = resident_blocks(gpu, WARP * g.warps, registers(g, unroll), box_elements(g) * size if staged else 1)
+    waiting = 2200 + 800 * staged + 700 * (unroll == "loop") + 100 * s.kh * s.kw * (unroll == "none")
+    loads, elements = reads_of(g, unroll)
     weights = s.kh * s.kw * (g.depth if s.last else 1)
-    sums = s.kh * s.kw * g.height * g.width * g.depth
-    instructions = sums + 6 * loads + weights + 6 * g.height * g.vectors + 60
-    bytes_read = 32 * size * (loads * (g.reads if unroll != "none" else g.depth) + weights)
-    blocks = s.n * g.blocks[0] * g.blocks[1] * g.blocks[2]
-    mine = -(-blocks // gpu.sms)
-    resident = max(min(mine, gpu.threads_per_sm // (32 * warps), gpu.registers_per_sm // (32 * warps * registers(g, unroll))), 1)
-    copied, waiting = box_elements(g) * size, 700.0 * (2 if unroll == "loop" else 1)
-    if c["stage"] == "block":
-        waiting += 800
-        instructions += 8 * -(-copied // (size * g.reads * g.threads))
+    instructions = s.kh * s.kw * g.height * g.width * g.depth + 6 * loads + weights + 6 * g.height * g.vectors + 60
+    copied = box_elements(g)
+    instructions += 8 * -(-copied // (g.reads * g.threads)) if staged else 0
+    turns = max(mine * g.warps / 4, 1.0) + 1  # schedulers idle where they have few warps
+    traffic = max(g.warps * WARP * (elements + weights) / 128, copied / 40)
+    return -(-mine // resident) * waiting + max(turns * instructions, mine * size * traffic)
+
+
+def reads_of(g: Grid, unroll: str) -> tuple[int, int]:
+    """Loads of the input by a thread, and elements of them."""
     if unroll == "none":
-        waiting *= 1 + s.kh * s.kw / 8
-    turns = max(mine * warps / 4, 1.0) + 1  # schedulers idle where they have few warps
-    work = max(turns * instructions, mine * max(warps * bytes_read / 128, copied / 40))
-    return -(-mine // resident) * (1500 + waiting) + work
+        loads = g.conv.kh * g.conv.kw * g.height * g.width
+        return loads, loads * g.depth
+    rows, vectors = patch(g, unroll)
+    loads = rows * vectors * (1 if unroll == "all" else g.conv.kh)
+    return loads, loads * g.reads
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
@@ -414,12 +421,15 @@ def weights_kept(g: Grid, unroll: str) -> bool:
 
 
 def shared_box(g: Grid, block: str) -> list[Step]:
-    """All threads copy what the block reads of the input, in vectors."""
+    """All threads copy what the block reads of the input, in vectors; a few loads are under way at a time."""
     fuse, job = fuse_all("xs", ("h", "w", "q") if g.conv.last else ("q", "h", "w"), "job")
-    return [
+    plan: list[Step] = [
         ComputeAt("xs", "out", block, "block"), *fuse, Split("xs", job, g.threads, "chunk", "copier", "guard"),
-        Unroll("xs", "chunk"), Bind("xs", "copier", "thread"), Vectorize("xs", "r"),
+        Bind("xs", "copier", "thread"), Vectorize("xs", "r"),
     ]  # fmt: skip
+    if box_elements(g) <= COPIES * g.threads * g.reads:
+        return [*plan, Unroll("xs", "chunk")]
+    return [*plan, Split("xs", "chunk", COPIES, "turn", "load", "guard"), Unroll("xs", "load")]
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------
@@ -448,12 +458,12 @@ class CudaDepthwise:
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""
         assert target.gpu is not None
-        return space(workload, target.gpu)
+        return space(given(workload), size_of(workload), target.gpu)
 
     def build(self, workload: Workload, config: Config, target: Target) -> Built:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""
-        g = grid_of(workload, config)
-        s = g.conv
+        s = given(workload)
+        g = grid_of(s, size_of(workload), config)
         name = f"depthwise_{s.kh}x{s.kw}_{s.k}x{s.oh}x{s.ow}__{target.isa}"
         made = schedule(algorithm(workload, g, str(config["unroll"]), config["stage"] == "block"), steps(g, config))
         return Built(lower(made, name), target.isa)
