@@ -1,13 +1,24 @@
-"""Workloads that cuBLASLt takes, each with what it shows, for the double and for the GPU."""
+"""Workloads that cuBLASLt takes, how they are built, run and checked: on the double, and on a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import prod
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from wpk.core.pointwise import parse
-from wpk.core.tensor import TensorType
+from wpk.core.target import Target
+from wpk.core.tensor import TensorType, to_layout
 from wpk.core.workload import Attr, Workload
+from wpk.measure.check import Verdict, check_outputs
+from wpk.measure.measurer import _tolerance
+from wpk.providers.cublaslt import CublasLt
+from wpk.providers.reference import reference_output
+from wpk.runtime.cuda.device import Device
+from wpk.runtime.parts import Parts
+from wpk.runtime.plan import Arg, BufferSpec, Plan, Port, Step
+from wpk.runtime.ports import numpy_dtype
 
 DTYPES = ("float32", "float16", "bfloat16")
 GELU = "mul(mul({x},0.5),add(erf(mul({x},0.7071067811865476)),1.0))"
@@ -113,6 +124,61 @@ def _pointwise(dtype: str, layouts: tuple[str, str]) -> Iterator[Workload]:
         yield conv(2, 16, 24, (5, 4), dtype, layouts, "relu(add(add(acc,in2),in3))", residual=True)
 
 
-def largest(workload: Workload) -> int:
-    """Elements of its largest tensor."""
-    return max(prod(x.shape) for x in (*workload.inputs, *workload.outputs))
+#: what :func:`chain` runs twice
+CHAINED = gemm(6, 16, 16, "float32", (0, 1), (t("float32", 16),), "relu(add(acc,in2))", (1, 2))
+
+
+def feeds_of(w: Workload) -> list[np.ndarray]:
+    """Random logical operands."""
+    rng = np.random.default_rng(len(w.key))
+    return [rng.normal(size=x.shape).astype(np.float32).astype(numpy_dtype(x.dtype)) for x in w.inputs]
+
+
+def placed(device: Device, provider: CublasLt, w: Workload, feeds: Sequence[np.ndarray], target: Target) -> list[int]:
+    """Pointers to the operands as the code wants them, and to an output of NaN."""
+    packed = iter(provider.pack(w, {}, [feeds[i] for i in w.constants], target))
+    arrays = [next(packed) if i in w.constants else to_layout(a, w.inputs[i].layout) for i, a in enumerate(feeds)]
+    return [_put(device, a) for a in (*arrays, np.full(w.outputs[0].nbytes, 0xFF, np.uint8))]
+
+
+def checked(
+    device: Device, provider: CublasLt, w: Workload, target: Target, algorithm: int = 0, feeds: Sequence[np.ndarray] = ()
+) -> Verdict:
+    """Builds, goes through JSON, runs, compares with the reference."""
+    name = [str(c["algorithm"]) for c in provider.space(w, target).enumerate()][algorithm]
+    code = provider.build(w, {"algorithm": name}, target)
+    call = device.library(code.kind, json.loads(json.dumps(code.spec)))
+    given = feeds or feeds_of(w)
+    pointers = placed(device, provider, w, given, target)
+    try:
+        call(device.stream, pointers)
+        found = np.empty(w.outputs[0].physical, numpy_dtype(w.outputs[0].dtype))
+        device.download(pointers[-1], found)
+    finally:
+        for pointer in pointers:
+            device.free(pointer)
+    return check_outputs([found], reference_output(w, given), w.outputs, _tolerance(w, "direct"))
+
+
+def chain(provider: CublasLt, w: Workload, feeds: Sequence[np.ndarray], target: Target) -> Parts:
+    """A plan that feeds :data:`CHAINED` its own result once."""
+    config = provider.space(w, target).default()
+    extents = {"outputs": 1, "bytes": [x.nbytes for x in (*w.inputs, *w.outputs)]}
+    spec = {**(provider.build(w, config, target).spec or {}), **extents}
+    weights = dict(zip(("w", "b"), provider.pack(w, config, feeds[1:], target), strict=True))
+    size = w.outputs[0].nbytes
+    buffers = (
+        BufferSpec("input", w.inputs[0].nbytes, "x"), BufferSpec("weight", weights["w"].nbytes, "w"),
+        BufferSpec("weight", weights["b"].nbytes, "b"), BufferSpec("arena", size), BufferSpec("output", size, "y"),
+    )  # fmt: skip
+    arguments = [(0, 1, 2, 3), (3, 1, 2, 4)]
+    steps = tuple(Step(f"s{i}", "cublaslt", tuple(map(Arg, a)), spec=spec) for i, a in enumerate(arguments))
+    ends = (Port("x", "float32", w.inputs[0].shape),), (Port("y", "float32", w.outputs[0].shape),)
+    plan = Plan("m", *ends, buffers, steps, size, target.to_json(), target.fingerprint, (), None)
+    return Parts(plan, {}, weights, {}, {})
+
+
+def _put(device: Device, array: np.ndarray) -> int:
+    pointer = device.allocate(array.nbytes)
+    device.upload(pointer, np.ascontiguousarray(array))
+    return pointer

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from cublaslt_double import MEMBERS, RESULT, SIGNATURES, Bindings, Failed, LtDevice, Made
-from cublaslt_workloads import GELU, TANH_GELU, conv, gemm, matmul, t, workloads
+from cublaslt_workloads import (
+    CHAINED,
+    GELU,
+    TANH_GELU,
+    chain,
+    checked,
+    conv,
+    feeds_of,
+    gemm,
+    matmul,
+    placed,
+    t,
+    workloads,
+)
 
 from wpk.core.errors import ArtifactError, DeviceError, InvalidConfig
 from wpk.core.pointwise import parse
 from wpk.core.target import Target, host_target
-from wpk.core.tensor import to_layout
 from wpk.core.workload import Workload
-from wpk.measure.check import Verdict, check_outputs
-from wpk.measure.measurer import _tolerance
 from wpk.providers.cublaslt import CublasLt, Installed
 from wpk.providers.cublaslt_ops import lower
 from wpk.providers.cublaslt_tail import Tail, Unsupported, tail
@@ -27,9 +37,6 @@ from wpk.providers.reference import reference_output
 from wpk.runtime.cuda import cublaslt_call
 from wpk.runtime.cuda.cublaslt_call import CublasLtCall, Matmul
 from wpk.runtime.cuda.runner import CudaRunner
-from wpk.runtime.parts import Parts
-from wpk.runtime.plan import Arg, BufferSpec, Plan, Port, Step
-from wpk.runtime.ports import numpy_dtype
 from wpk.settings import gpu_target
 
 H200 = gpu_target("sm_90a")
@@ -69,45 +76,12 @@ def provider(device: LtDevice, lt: Bindings) -> CublasLt:
     return CublasLt(Library(device))
 
 
-def feeds_of(w: Workload) -> list[np.ndarray]:
-    rng = np.random.default_rng(len(w.key))
-    return [rng.normal(size=x.shape).astype(np.float32).astype(numpy_dtype(x.dtype)) for x in w.inputs]
-
-
-def put(device: LtDevice, array: np.ndarray) -> int:
-    pointer = device.allocate(array.nbytes)
-    device.upload(pointer, np.ascontiguousarray(array))
-    return pointer
-
-
-def placed(device: LtDevice, provider: CublasLt, w: Workload, feeds: Sequence[np.ndarray]) -> list[int]:
-    """Pointers to the operands as the code wants them, and to an output of NaN."""
-    packed = iter(provider.pack(w, {}, [feeds[i] for i in w.constants], H200))
-    arrays = [next(packed) if i in w.constants else to_layout(a, w.inputs[i].layout) for i, a in enumerate(feeds)]
-    return [*(put(device, a) for a in arrays), device.allocate(w.outputs[0].nbytes)]
-
-
-def checked(device: LtDevice, provider: CublasLt, w: Workload, algorithm: int = 0) -> Verdict:
-    """Builds, goes through JSON, runs, compares with the reference."""
-    names = provider._algorithms(w, H200)
-    assert isinstance(names, tuple), names
-    code = provider.build(w, {"algorithm": names[algorithm]}, H200)
-    call = device.library(code.kind, json.loads(json.dumps(code.spec)))
-    feeds = feeds_of(w)
-    pointers = placed(device, provider, w, feeds)
-    call(device.stream, pointers)
-    (out,) = w.outputs
-    found = np.empty(out.physical, numpy_dtype(out.dtype))
-    device.download(pointers[-1], found)
-    return check_outputs([found], reference_output(w, feeds), w.outputs, _tolerance(w, "direct"))
-
-
 @pytest.mark.parametrize("w", list(workloads()), ids=lambda w: w.key)
 def test_what_the_library_is_told_is_the_operator(device: LtDevice, provider: CublasLt, lt: Bindings, w: Workload) -> None:
-    verdict = checked(device, provider, w)
+    verdict = checked(device, provider, w, H200)
     assert verdict.ok, verdict.problem
     strict = dict(w.attrs).get("precision") != "tf32"
-    assert set(lt.calls) == {(20, strict)} and device._blocks
+    assert set(lt.calls) == {(20, strict)} and not device._blocks
 
 
 def test_workloads_differ() -> None:
@@ -121,7 +95,7 @@ def test_every_algorithm_runs_when_it_is_named(device: LtDevice, provider: Cubla
     assert [c["algorithm"] for c in provider.space(SMALL, H200).enumerate()] == list(names)
     assert provider.space(SMALL, H200).default() == {"algorithm": names[0]}
     for i in range(3):
-        assert checked(device, provider, SMALL, i).ok
+        assert checked(device, provider, SMALL, H200, i).ok
         assert lt.calls[-1][0] == 20 + i
 
 
@@ -135,7 +109,7 @@ def test_what_needs_no_workspace_is_offered_too(device: LtDevice, provider: Cubl
     lt.offered = (*(Made(i, workspace=256) for i in range(1, 9)), Made(30))
     names = [str(c["algorithm"]) for c in provider.space(SMALL, H200).enumerate()]
     assert len(names) == 9 and names[-1] == "id=66,tile_id=30"
-    assert checked(device, provider, SMALL, 8).ok and lt.calls[-1][0] == 30
+    assert checked(device, provider, SMALL, H200, 8).ok and lt.calls[-1][0] == 30
 
 
 def test_sums_are_kept_in_float32(device: LtDevice, provider: CublasLt, lt: Bindings) -> None:
@@ -155,7 +129,7 @@ def test_arrays_at_odd_places_get_an_algorithm_that_can(device: LtDevice, provid
     lt.offered = (Made(20), Made(21, aligned=4))
     w = gemm(6, 8, 4)
     feeds = feeds_of(w)
-    pointers = placed(device, provider, w, feeds)
+    pointers = placed(device, provider, w, feeds, H200)
     odd = device.allocate(feeds[0].nbytes + 16) + 4
     device.upload(odd, feeds[0])
     call = device.library("cublaslt", provider.build(w, {"algorithm": "id=66,tile_id=20"}, H200).spec or {})
@@ -354,28 +328,20 @@ def test_a_call_survives_json(w: Workload) -> None:
 
 
 def test_a_plan_runs_it(device: LtDevice, provider: CublasLt) -> None:
-    """Twice in a chain, through the runner's recordings."""
-    w = gemm(6, 16, 16, "float32", (0, 1), (t("float32", 16),), "relu(add(acc,in2))", (1, 2))
-    feeds = feeds_of(w)
-    names = provider.space(w, H200).default()
-    extents = {"outputs": 1, "bytes": [x.nbytes for x in (*w.inputs, *w.outputs)]}
-    spec = {**(provider.build(w, names, H200).spec or {}), **extents}
-    weights = dict(zip(("w", "b"), provider.pack(w, names, feeds[1:], H200), strict=True))
-    buffers = (
-        BufferSpec("input", w.inputs[0].nbytes, "x"), BufferSpec("weight", weights["w"].nbytes, "w"),
-        BufferSpec("weight", weights["b"].nbytes, "b"), BufferSpec("arena", w.outputs[0].nbytes),
-        BufferSpec("output", w.outputs[0].nbytes, "y"),
-    )  # fmt: skip
-    steps = tuple(
-        Step(f"s{i}", "cublaslt", tuple(map(Arg, args)), spec=spec) for i, args in enumerate([(0, 1, 2, 3), (3, 1, 2, 4)])
-    )
-    ends = (Port("x", "float32", (6, 16)),), (Port("y", "float32", (6, 16)),)
-    plan = Plan("m", *ends, buffers, steps, w.outputs[0].nbytes, H200.to_json(), H200.fingerprint, (), None)
-    with CudaRunner(Parts(plan, {}, weights, {}, {}), device) as runner:
+    w, feeds = CHAINED, feeds_of(CHAINED)
+    with CudaRunner(chain(provider, w, feeds, H200), device) as runner:
         (once,) = reference_output(w, feeds)
         (twice,) = reference_output(w, [once, *feeds[1:]])
         for _ in range(2):
             np.testing.assert_allclose(runner.run(None, {"x": feeds[0]})[0], twice, rtol=1e-4, atol=1e-4)
+
+
+def test_one_c_for_all_batches_is_packed_once(provider: CublasLt) -> None:
+    w = conv(3, 16, 24, (5, 4), "float16", epilogue="add(acc,in2)")
+    bias = np.arange(24, dtype=np.float32).reshape(1, 24, 1, 1)
+    _, packed = provider.pack(w, {}, [np.zeros((24, 16, 1, 1), np.float16), bias], H200)
+    assert packed.shape == (1, 24, 5, 4) and packed.dtype == np.float16
+    np.testing.assert_array_equal(packed, np.broadcast_to(bias, packed.shape))
 
 
 # The real package
