@@ -142,7 +142,9 @@ def run_gemm(item: Item, desk: Desk) -> dict[str, Any]:
     made.runner.close()
     (workload,) = {c.workload for c in made.parts.plan.choices if c.op in ("gemm", "matmul")}
     best = next(_rows(desk, [workload]))
-    return {"seconds": best, "tflops": {n: 2 * 4096**3 / s / 1e12 for n, s in best.items()}}
+    ours = min((s for n, s in best.items() if n.startswith("generated")), default=None)
+    share = best["cublaslt"] / ours if ours and "cublaslt" in best else None
+    return {"seconds": best, "tflops": {n: 2 * 4096**3 / s / 1e12 for n, s in best.items()}, "share_of_cublaslt": share}
 
 
 def large_product(path: Path, n: int) -> None:
@@ -305,7 +307,7 @@ def table(items: Mapping[str, Mapping[str, Any]], device: str) -> str:
         ratios += [ratio] if ratio else []
     if ratios:
         lines += ["", f"Geometric mean over the best peer: {_geomean(ratios):.2f}."]
-    return "\n".join([*lines, "", *_single_table(items), ""])
+    return "\n".join([*lines, "", *_single_table(items), "", *_products(items)])
 
 
 def _row(line: Mapping[str, Any]) -> tuple[str, float | None]:
@@ -334,6 +336,17 @@ def _single_table(items: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         ]  # fmt: skip
         if pairs:
             yield f"| {precision} | {len(pairs)} | {_geomean(pairs):.2f} | {min(pairs):.2f} | {max(pairs):.2f} |"
+
+
+def _products(items: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each large product."""
+    for line in items.values():
+        if line["name"] == "gemm4096":
+            figures = line["figures"]
+            rates = ", ".join(f"{name} {rate:.0f}" for name, rate in sorted(figures["tflops"].items(), key=lambda x: -x[1]))
+            share = figures["share_of_cublaslt"]
+            said = "cuBLASLt was not measured" if share is None else f"generated code reaches {share:.0%} of cuBLASLt"
+            yield f"Product of 4096³, {line['precision']}: {said}. TFLOP/s: {rates}.\n"
 
 
 def _geomean(ratios: Sequence[float]) -> float:
