@@ -54,7 +54,9 @@ def test_the_table_compares_with_the_best_peer_and_the_goal() -> None:
     assert "| fp32 | 2 | 1.50 | 0.75 | 3.00 |" in text
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.93, "generated code reaches 93% of cuBLASLt"), (None, "cuBLASLt was not measured")])
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.93, "generated code reaches 93% of cuBLASLt"), (None, "cuBLASLt was not measured")]
+)
 def test_large_products_are_compared_with_cublaslt(share: float | None, said: str) -> None:
     figures = {"seconds": {}, "tflops": {"generated:x": 610.0, "cublaslt": 655.6}, "share_of_cublaslt": share}
     items = {"g": {"item": "gemm4096/bf16", "name": "gemm4096", "precision": "bf16", "batch": 1, "figures": figures}}
