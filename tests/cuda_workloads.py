@@ -93,6 +93,7 @@ def workloads() -> Iterator[Workload]:
         )
         for layout in LAYOUTS:
             yield conv(24, 24, 9, 3, group=24, dtype=dtype, layout=layout)
+            yield conv(24, 48, 10, 5, 2, group=24, dtype=dtype, layout=layout)  # two filters for each channel
             yield pool("max", 9, 3, 2, 1, dtype, layout)
             yield pool("avg", 7, 7, 1, 0, dtype, layout)
             yield plain("lrn", (1, 24, 5, 5), dtype, layout, alpha=1e-4, beta=0.75, bias=1.0, size=5)
