@@ -20,7 +20,7 @@ from wpk.settings import gpu_target
 #: configs of each family on each workload, besides its first guess
 SAMPLES = 3
 PAIRS = [
-    (w, p) for w in workloads() for p in providers(None, gpu_target("sm_90a")) if p.supports(w, gpu_target("sm_90a"))
+    (w, p) for w in workloads() for p in providers(["generated"], gpu_target("sm_90a")) if p.supports(w, gpu_target("sm_90a"))
 ]
 
 

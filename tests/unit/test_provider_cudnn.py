@@ -174,14 +174,22 @@ def test_it_is_among_the_providers_for_gpus() -> None:
 
 
 def test_the_space_lists_plans_in_their_order(install: Any) -> None:
-    seen = install([*PLANS, PLANS[0], *(Plan(f"eng{i}") for i in range(5, 9))])
+    seen = install([*PLANS, PLANS[0]])
     space = Cudnn(Here()).space(conv(16, 24, 9, 3), H200)
-    found = [(c["form"], c["plan"]) for c in space.enumerate()]
-    plans = ["eng1_k2=0", "eng3", "eng1_k2=1", "eng5", "eng6", "eng7", "eng8"]
-    assert found[:6] == [*(("whole", p) for p in plans[:4]), ("apart", "eng1_k2=0+eng50"), ("whole", plans[4])]
-    assert sorted(found) == sorted([*(("whole", p) for p in plans), *(("apart", f"{p}+eng50") for p in plans)])
+    plans = ["eng1_k2=0", "eng3", "eng1_k2=1"]
+    assert list(space.enumerate()) == [
+        *({"form": "whole", "plan": p} for p in plans), *({"form": "apart", "plan": f"{p}+eng50"} for p in plans),
+    ]  # fmt: skip
     assert space.default() == {"form": "whole", "plan": "eng1_k2=0"}
     assert seen.modes == ["heur_mode.A", "heur_mode.B", "heur_mode.FALLBACK"]
+
+
+def test_two_graphs_only_where_there_are_few_fused_plans(install: Any) -> None:
+    install([*PLANS, Plan("eng5")])
+    forms = [c["form"] for c in Cudnn(Here()).space(conv(16, 24, 9, 3), H200).enumerate()]
+    assert forms == ["whole"] * 4
+    forms = [c["form"] for c in Cudnn(Here()).space(conv(16, 24, 9, 3, dtype="float16"), H200).enumerate()]
+    assert forms == ["narrow"] * 5 + ["whole"] * 5
 
 
 def test_precision_decides_which_plans_are_legal(install: Any) -> None:
@@ -330,6 +338,19 @@ def test_a_call_is_ready_before_it_is_used(install: Any) -> None:
     del call
     gc.collect()
     assert not device._blocks
+
+
+def test_equal_layers_share_a_plan(install: Any) -> None:
+    seen, device = install(PLANS), EmulatedDevice(H200)
+    provider = Cudnn(Here())
+    specs = [provider.build(conv(16, 24, 9, 3), {"form": "whole", "plan": p}, H200).spec or {} for p in ("eng3", "eng1_k2=0")]
+    calls = [CudnnCall(s, device) for s in (specs[0], specs[0], specs[1])]
+    assert seen.graphs == 2 and len(calls) == 3
+    CudnnCall(specs[0], EmulatedDevice(H200))
+    assert seen.graphs == 3, "a plan is of one device"
+    calls.clear()
+    CudnnCall(specs[0], device)
+    assert seen.graphs == 4, "and goes with its calls"
 
 
 # The double is like the real package

@@ -1,6 +1,6 @@
 """cuDNN as a provider: one config per plan that the library offers for a convolution on this GPU, within its precision.
 
-Calls have several forms (:mod:`wpk.providers.cudnn_ops`): fused where cuDNN has an engine for it, else in two graphs. Weights are
+Calls have several forms (:mod:`wpk.providers.cudnn_ops`): fused where cuDNN has engines for it, else in two graphs. Weights are
 packed into the image's layout.
 """
 
@@ -29,8 +29,8 @@ from wpk.search.space import Space
 #: Bytes of workspace that a plan may need.
 WORKSPACE = 256 << 20
 
-#: So many of the best guesses for the most promising form come before the first ones for the others.
-_AHEAD = 4
+#: With so many fused plans none in two graphs is worth a try: the second graph's kernel is compiled when it is loaded.
+_ENOUGH = 4
 
 
 class Library(Protocol):
@@ -142,10 +142,11 @@ class Cudnn:
             lower(workload)
         except (Unsupported, DeviceError) as error:
             return str(error)
-        offered = [self._offered(workload, form, target) for form in (NARROW, WHOLE, APART)]
-        (best, *others) = [configs for configs, _ in offered if configs] or [[]]
-        found = (*best[:_AHEAD], *(c[0] for c in others), *best[_AHEAD:], *(c for more in others for c in more[1:]))
-        return found or offered[1][1] or "cuDNN has no plan for it in this precision and workspace"
+        narrow, _ = self._offered(workload, NARROW, target)
+        whole, why = self._offered(workload, WHOLE, target)
+        fused = [*narrow, *whole]
+        apart = [] if len(fused) >= _ENOUGH else self._offered(workload, APART, target)[0]
+        return (*fused, *apart) or why or "cuDNN has no plan for it in this precision and workspace"
 
     def _offered(self, workload: Workload, form: str, target: Target) -> tuple[list[Config], str]:
         """The configs of one form; of a second stage, which is cheap, only the first guess. Or why there are none."""

@@ -5,13 +5,15 @@ A plan's name says its engine and all its knobs, so that a recorded call runs wh
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from math import prod
 from typing import Any
-from weakref import WeakKeyDictionary, finalize
+from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 import numpy as np
 
@@ -52,14 +54,14 @@ class CudnnCall:
         self._tensors = [Tensor(*t) for t in spec["tensors"]]
         self._arguments = int(spec["arguments"])
         self._constants = self._uploaded(spec["constants"], device)
-        self._stages = [_built(_Stage(self._cudnn, self._handle, spec, stage), stage, spec) for stage in spec["stages"]]
+        self._stages = [_ready(self._cudnn, self._handle, spec, stage) for stage in spec["stages"]]
         between = range(self._arguments, len(self._tensors) - len(self._constants))
         self._offsets, end = {}, 0
         for i in between:
             self._offsets[i] = end
             end += -(-self._tensors[i].nbytes // _ALIGN) * _ALIGN
         self._scratch = end
-        self.workspace_bytes = end + max(workspace for _, _, workspace in self._stages)
+        self.workspace_bytes = end + max(ready.workspace for ready in self._stages)
         self._warm_up(device)
 
     @staticmethod
@@ -76,9 +78,9 @@ class CudnnCall:
         places = {i: workspace + at for i, at in self._offsets.items()} | self._constants | dict(enumerate(pointers))
         with _translated("cuDNN refuses to run a plan"):
             self._cudnn.set_stream(self._handle, stream)
-            for stage, index, _ in self._stages:
-                pack = {uid(i): places[i] for i in stage.used}
-                stage.graph.execute_plan_at_index(pack, workspace + self._scratch, index, self._handle)
+            for ready in self._stages:
+                pack = {uid(i): places[i] for i in ready.stage.used}
+                ready.stage.graph.execute_plan_at_index(pack, workspace + self._scratch, ready.index, self._handle)
 
     def _uploaded(self, constants: Sequence[Sequence[Any]], device: Device) -> dict[int, int]:
         """Where the constants lie: one block of memory that goes when this call goes."""
@@ -182,8 +184,31 @@ class _Stage:
         made.set_uid(uid(number))
 
 
-def _built(stage: _Stage, wanted: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[_Stage, int, int]:
-    """The stage, the index of its plan, and the workspace that this needs. Raises DeviceError."""
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """A stage whose plan ``index`` is built and needs ``workspace`` bytes. ``handle`` is that which it was made for."""
+
+    stage: _Stage
+    index: int
+    workspace: int
+    handle: Any
+
+
+#: Equal layers of a model share a plan: building one may compile for a second.
+_built: WeakValueDictionary[tuple[int, str], _Ready] = WeakValueDictionary()
+
+
+def _ready(cudnn: Any, handle: Any, spec: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Ready:
+    """Raises DeviceError."""
+    key = id(handle), json.dumps([spec["tensors"], spec["limit"], wanted])
+    found = _built.get(key)
+    if found is None:
+        found = _built[key] = _build(_Stage(cudnn, handle, spec, wanted), wanted, spec, handle)
+    return found
+
+
+def _build(stage: _Stage, wanted: Mapping[str, Any], spec: Mapping[str, Any], handle: Any) -> _Ready:
+    """Raises DeviceError."""
     name, limit = str(wanted["plan"]), int(spec["limit"])
     if name not in stage.names:
         raise DeviceError(
@@ -197,7 +222,7 @@ def _built(stage: _Stage, wanted: Mapping[str, Any], spec: Mapping[str, Any]) ->
         workspace = int(stage.graph.get_workspace_size_plan_at_index(index))
     if workspace > limit:
         raise DeviceError(f"cuDNN's plan {name!r} needs {workspace} bytes of workspace, allowed are {limit}")
-    return stage, index, workspace
+    return _Ready(stage, index, workspace, handle)
 
 
 def _dtype(cudnn: Any, tensor: Tensor) -> Any:
