@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from wpk.core.tensor import DTYPE_BYTES
+from wpk.dsl.fetch import expand as expand_fetch
 from wpk.dsl.instr import expand
 from wpk.dsl.ir import (
     BLOCK_KINDS,
@@ -21,6 +22,7 @@ from wpk.dsl.ir import (
     Cast,
     Const,
     Expr,
+    Fetch,
     For,
     If,
     Invoke,
@@ -185,6 +187,8 @@ class _Walk:
                 self.nest.prefetches.append((loops, stmt))
             case Invoke():
                 self.body(expand(stmt), loops, guards)
+            case Fetch():
+                self.body(expand_fetch(stmt), loops, guards)
             case Barrier():
                 self.nest.barriers += prod(x.trip for x in loops if x.kind not in BLOCK_KINDS)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from wpk.core.errors import InternalError
+from wpk.dsl.fetch import expand as expand_fetch
 from wpk.dsl.instr import expand
 from wpk.dsl.ir import (
     Alloc,
@@ -26,6 +27,7 @@ from wpk.dsl.ir import (
     Commit,
     Const,
     Expr,
+    Fetch,
     For,
     If,
     Invoke,
@@ -271,6 +273,8 @@ class _Source:
                 self.alloc(stmt, indent, depth)
             case Invoke():
                 self.body(expand(stmt), indent, depth)
+            case Fetch():
+                self.body(expand_fetch(stmt), indent, depth)
             case Prefetch() | Barrier() | Commit() | Settle():
                 self.line(indent, "pass")
 

@@ -1,7 +1,7 @@
 """The IR grammar: the only place that defines nodes.
 
     expr   := Const | Var | Load | Binary | Unary | Select | Cast
-    stmt   := For | Store | If | Alloc | Prefetch | Invoke | Barrier | Commit | Settle
+    stmt   := For | Store | If | Alloc | Prefetch | Invoke | Barrier | Commit | Settle | Fetch
     kernel := name, params (buffers), body (stmts)
 
 A program means what :mod:`wpk.dsl.interp` computes: every loop kind runs its iterations in order there, so `kind` is a
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Scope = Literal["global", "shared", "thread", "register", "block"]
-LoopKind = Literal["serial", "parallel", "unroll", "vector", "block.x", "block.y", "block.z", "thread"]
+LoopKind = Literal["serial", "parallel", "unroll", "vector", "block.x", "block.y", "block.z", "thread", "ring"]
 
 #: loops over the blocks of a grid
 BLOCK_KINDS = ("block.x", "block.y", "block.z")
@@ -179,6 +179,8 @@ class For:
     ``vector``: the body's innermost work runs as lanes; ``stop - start`` is the number of lanes. ``parallel``: iterations
     are divided among threads in chunks of ``grain``; parallel loops are outermost (after Allocs) and never nest. The
     ``grain`` of a block loop is the number of blocks that one multiprocessor shall have room for (registers are cut to fit).
+    ``ring``: a serial loop whose fetches, which stand first in its body, are made by a warp of the block that does nothing else,
+    up to ``grain`` iterations ahead of where all of the block are done.
     """
 
     var: str
@@ -259,7 +261,24 @@ class Settle:
     left: int = 0
 
 
-Stmt = For | Store | If | Alloc | Prefetch | Invoke | Barrier | Commit | Settle
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A box of ``source`` goes to ``buffer`` at once: ``buffer[indices + i] = source[origin + i]``, 0 where source ends.
+
+    ``box``: (dimension of buffer, dimension of source, elements) for each extent, slowest first; along all other dimensions the
+    box is one element. ``sizes`` is the shape of source, ``dtype`` that of both.
+    """
+
+    buffer: str
+    indices: tuple[Expr, ...]
+    source: str
+    origin: tuple[Expr, ...]
+    box: tuple[tuple[int, int, int], ...]
+    sizes: tuple[int, ...]
+    dtype: str
+
+
+Stmt = For | Store | If | Alloc | Prefetch | Invoke | Barrier | Commit | Settle | Fetch
 
 
 @dataclass(frozen=True, slots=True)

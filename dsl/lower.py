@@ -17,6 +17,7 @@ from wpk.dsl import affine
 from wpk.dsl.affine import Linear, linear
 from wpk.dsl.algorithm import Stage
 from wpk.dsl.barriers import with_barriers
+from wpk.dsl.fetch import Placed, fetched
 from wpk.dsl.instr import find
 from wpk.dsl.ir import (
     BLOCK_KINDS,
@@ -38,7 +39,7 @@ from wpk.dsl.ir import (
     Unary,
     Var,
 )  # fmt: skip
-from wpk.dsl.pipeline import pipeline
+from wpk.dsl.pipeline import pipeline, ring
 from wpk.dsl.schedule import FuseOf, Nest, Placement, PrefetchOf, Scheduled, ScheduleError, SplitOf
 from wpk.dsl.tensorize import match
 
@@ -203,7 +204,7 @@ class _Lowering:
             del walk.env[loop]
             return body
         var = f"{walk.stage.name}_{loop}"
-        if self.s.pipelines.get(walk.stage.name, ("", 0))[0] == loop and not init:
+        if self.s.pipelines.get(walk.stage.name, ("", 0, False))[0] == loop and not init:
             return self._pipelined(walk, order, end, stop)
         outside, self.parallel = self.parallel, self.parallel or kind == "parallel" or kind in BLOCK_KINDS
         if kind == "thread":
@@ -244,7 +245,7 @@ class _Lowering:
     def _pipelined(self, walk: _Walk, order: tuple[str, ...], count: int, stop: Expr | None) -> Body:
         """The loop as a pipeline over the block stages computed in it."""
         loop, name = order[0], walk.stage.name
-        var, depth = f"{name}_{loop}", self.s.pipelines[name][1]
+        var, (_, depth, fetch) = f"{name}_{loop}", self.s.pipelines[name]
         rel = next((r for r in walk.nest.relations if isinstance(r, SplitOf) and r.outer == loop), None)
         if rel is not None and rel.tail == "cut" and walk.extents()[rel.parent] % rel.factor:
             raise ScheduleError(f"pipeline {name}.{loop}: it counts the tiles of a split with a cut tail")
@@ -255,19 +256,35 @@ class _Lowering:
         with self._ranged(var, 0, count):
             walk.env[loop] = Var(var)
             boxes = self._boxes(walk, order[1:])
-            made = [(self._buffer(t, boxes[t.name]), self._kept(t, boxes[t.name])) for t in ahead]
+            make = self._fetched if fetch else self._kept
+            made = [(self._buffer(t, boxes[t.name]), make(t, boxes[t.name])) for t in ahead]
             use = self._chain(
                 [t for t in placed if t not in ahead], boxes, lambda: self._loops(walk, order[1:])
             )
             for t in ahead:
                 del self.live[t.name]
             del walk.env[loop]
+        if fetch:
+            return ring(var, stop or Const(count), depth, made, use)
         return pipeline(var, count, depth, made, use, stop)
 
     def _kept(self, stage: Stage, box: Box) -> Body:
         """What makes a stage, which stays live."""
         self.live[stage.name] = box
         return self._produce(stage, box)
+
+    def _fetched(self, stage: Stage, box: Box) -> Body:
+        """What fetches a stage, which stays live."""
+        self.live[stage.name] = box
+        place = self.s.placement(stage.name)
+        plain = [t for t in self.stages.values() if t.name in self.live and self.s.placement(t.name) == Placement()]
+        shapes = {t.name: tuple(a.extent for a in t.axes) for t in plain}
+        shapes |= {p.name: p.shape for p in self.params.values() if p.values is None}
+        placed = Placed(place.storage or tuple(a.name for a in stage.axes), place.lanes)
+        found = fetched(stage, placed, box, shapes, self.ranges)
+        if isinstance(found, str):
+            raise ScheduleError(f"fetch {stage.name}: {found}")
+        return found
 
     @contextmanager
     def _ranged(self, var: str, first: int, end: int) -> Iterator[None]:

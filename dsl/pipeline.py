@@ -50,6 +50,21 @@ def pipeline(var: str, count: int, depth: int, made: Sequence[tuple[Buffer, Body
         *((Settle(lag),) if lag else ()),
     )
     body: Body = (first, For(var, Const(0), end, "serial", steady), *((Settle(),) if lag else ()))
+    return _allocated(body, made, depth)
+
+
+def ring(var: str, count: Expr, depth: int, made: Sequence[tuple[Buffer, Body]], use: Body) -> Body:
+    """The loop as a ring of ``depth`` slots: what is made are fetches, and a warp of its own makes them as slots become free."""
+    lag = int(depth > 1 and use[-1:] == (Settle(),))
+    names = {buffer.name for buffer, _ in made}
+    make = tuple(s for _, body in made for s in body)
+    use = (*use[:-1], Settle(lag)) if lag else use
+    inner = _slotted((*make, *use), names, Binary("%", Var(var), Const(depth)))
+    body: Body = (For(var, Const(0), count, "ring", inner, depth), *((Settle(),) if lag else ()))
+    return _allocated(body, made, depth)
+
+
+def _allocated(body: Body, made: Sequence[tuple[Buffer, Body]], depth: int) -> Body:
     for buffer, _ in reversed(made):
         body = (Alloc(replace(buffer, shape=(depth, *buffer.shape), slots=depth), body),)
     return body

@@ -13,6 +13,7 @@ from wpk.dsl.ir import (
     Commit,
     Const,
     Expr,
+    Fetch,
     For,
     If,
     Invoke,
@@ -77,6 +78,9 @@ def _stmt(stmt: Stmt, depth: int) -> Iterator[str]:
         case Invoke():
             operands = ", ".join(_access(name, at) for name, at in stmt.operands)
             yield f"{pad}{stmt.instr}({operands})"
+        case Fetch():
+            box = " × ".join(str(n) for *_, n in stmt.box)
+            yield f"{pad}{_access(stmt.buffer, stmt.indices)} = fetch {box} of {_access(stmt.source, stmt.origin)}"
         case Barrier():
             yield f"{pad}barrier" + (f" wait {stmt.wait}" if stmt.wait is not None else "")
         case Commit():

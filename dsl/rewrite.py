@@ -12,6 +12,7 @@ from wpk.dsl.ir import (
     Cast,
     Commit,
     Expr,
+    Fetch,
     For,
     If,
     Invoke,
@@ -74,5 +75,11 @@ class Rewrite:
             case Invoke():
                 operands = tuple(self.access(b, tuple(map(self.expr, at))) for b, at in stmt.operands)
                 return replace(stmt, operands=operands)
+            case Fetch():
+                to, indices = self.access(stmt.buffer, tuple(map(self.expr, stmt.indices)))
+                of, origin = self.access(stmt.source, tuple(map(self.expr, stmt.origin)))
+                grown = len(indices) - len(stmt.indices)
+                box = tuple((d + grown, source, n) for d, source, n in stmt.box)
+                return replace(stmt, buffer=to, indices=indices, source=of, origin=origin, box=box)
             case Barrier() | Commit() | Settle():
                 return stmt

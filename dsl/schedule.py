@@ -98,7 +98,7 @@ class Scheduled:
     prefetches: dict[str, tuple[PrefetchOf, ...]] = field(default_factory=dict)
     instructions: dict[str, tuple[str, str]] = field(default_factory=dict)
     segments: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
-    pipelines: dict[str, tuple[str, int]] = field(default_factory=dict)
+    pipelines: dict[str, tuple[str, int, bool]] = field(default_factory=dict)
 
     def nest(self, stage: str) -> Nest:
         """The nest of a stage; by default its axes in order, then its reduction axes."""
@@ -384,13 +384,15 @@ class Pipeline:
 
         for k: s = x[k]; use(s)     →     s[0] = x[0];  for k: s[(k+1) % 2] = x[k+1]; use(s[k % 2])          (depth 2)
 
-    Copies from device memory are asynchronous (``cp.async``) where they move 4, 8 or 16 bytes unchanged.
+    Copies from device memory are asynchronous (``cp.async``) where they move 4, 8 or 16 bytes unchanged. With ``fetch`` they are
+    boxes, fetched (TMA) by a warp of the block that does nothing else.
     TVM ``software_pipeline``, Triton ``num_stages``.
     """
 
     stage: str
     loop: str
     depth: int
+    fetch: bool = False
 
     def apply(self, s: Scheduled) -> Scheduled:
         nest, where = s.nest(self.stage), f"pipeline {self.stage}.{self.loop}"
@@ -399,7 +401,7 @@ class Pipeline:
         _require((self.stage, self.loop) not in s.segments, f"{where}: the loop is in segments")
         _require(self.depth >= 2, f"{where}: depth {self.depth} is below 2")
         _require(self.stage not in s.pipelines, f"{where}: the stage has a pipeline")
-        return replace(s, pipelines={**s.pipelines, self.stage: (self.loop, self.depth)})
+        return replace(s, pipelines={**s.pipelines, self.stage: (self.loop, self.depth, self.fetch)})
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from math import prod
 from wpk.core.errors import InternalError
 from wpk.core.tensor import DTYPE_BYTES
 from wpk.dsl.affine import linear
+from wpk.dsl.fetch import expand as expand_fetch
 from wpk.dsl.instr import expand
 from wpk.dsl.ir import (
     BINARY_OPS,
@@ -23,6 +24,7 @@ from wpk.dsl.ir import (
     Commit,
     Const,
     Expr,
+    Fetch,
     For,
     If,
     Invoke,
@@ -41,7 +43,7 @@ from wpk.dsl.ir import (
 MAX_THREADS = 1024
 
 _COMPARISONS = ("<", "<=", "==")
-_KINDS = ("serial", "parallel", "unroll", "vector", *BLOCK_KINDS, "thread")
+_KINDS = ("serial", "parallel", "unroll", "vector", *BLOCK_KINDS, "thread", "ring")
 _SCOPES = ("global", "shared", "thread", "register", "block")
 _PRIVATE = ("thread", "register")
 
@@ -116,6 +118,8 @@ class _Verifier:
                 self.indices(stmt.buffer, stmt.indices, hint=True)
             case Invoke():
                 self.invoke(stmt)
+            case Fetch():
+                self.fetch(stmt)
             case Barrier() | Commit() | Settle():
                 pass
             case _:
@@ -159,6 +163,8 @@ class _Verifier:
             self.parallel(loop, fixed)
         elif loop.kind == "thread":
             self.threads(loop, fixed, stop.const)
+        elif loop.kind == "ring":
+            self.ring(loop)
         elif loop.kind == "serial":
             return "unroll" if fixed and stop.const - start.const <= 1 else "serial"
         elif not fixed and not self.unrolled(loop.start, loop.stop):
@@ -178,6 +184,11 @@ class _Verifier:
             raise InternalError(f"parallel loop {loop.var} needs constant bounds and a grain of at least 1")
         if loop.kind in BLOCK_KINDS and (linear(loop.start, {}).const != 0 or loop.kind in self.loops.values()):
             raise InternalError(f"{loop.kind} loop {loop.var} does not start at 0, or is inside another one")
+
+    def ring(self, loop: For) -> None:
+        """Blocks and their threads stand around a ring, and nothing else: one warp must run it alone."""
+        if set(self.loops.values()) - {*BLOCK_KINDS, "thread", "unroll"} or loop.grain < 1:
+            raise InternalError(f"ring {loop.var} of {loop.grain} slots is inside {self.loops}")
 
     def threads(self, loop: For, fixed: bool, count: int) -> None:
         if not fixed or linear(loop.start, {}).const != 0:
@@ -226,6 +237,17 @@ class _Verifier:
         for name, indices in stmt.operands:
             self.indices(name, indices)
         for meant in expand(stmt):
+            self.stmt(meant)
+
+    def fetch(self, stmt: Fetch) -> None:
+        self.indices(stmt.buffer, stmt.indices)
+        self.indices(stmt.source, stmt.origin)
+        to, of = self.buffers[stmt.buffer], self.buffers[stmt.source]
+        if to.scope != "block" or of.scope not in ("global", "shared") or to.dtype != stmt.dtype or of.dtype != stmt.dtype:
+            raise InternalError(f"fetch of {of.name} ({of.scope}, {of.dtype}) to {to.name} ({to.scope}, {to.dtype})")
+        if of.shape != stmt.sizes or "ring" not in self.loops.values():
+            raise InternalError(f"fetch of {of.name}, whose shape is not {stmt.sizes}, or outside of a ring")
+        for meant in expand_fetch(stmt):
             self.stmt(meant)
 
     def indices(self, name: str, indices: tuple[Expr, ...], hint: bool = False) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 from wpk.core.errors import InternalError
 from wpk.dsl.affine import Linear, interval, linear
@@ -90,6 +90,12 @@ class Statements(Expressions):
         return start.const, stop.const
 
     def _c_loop(self, loop: For, start: str, stop: str, span: tuple[int, int]) -> None:
+        with self.counting(loop, start, stop, span):
+            self.body(loop.body)
+
+    @contextmanager
+    def counting(self, loop: For, start: str, stop: str, span: tuple[int, int]) -> Iterator[None]:
+        """The C loop of ``loop``, around what is printed inside."""
         with self.at_place(id(loop)):
             name = self.claim(loop.var)
             head = f"for ({self.index_type} {name} = {start}; {name} < {stop}; ++{name})"
@@ -97,7 +103,7 @@ class Statements(Expressions):
                 self.vars[loop.var] = name
                 self.depths[name] = len(self.blocks) - 1
                 self.ranges[loop.var] = self.wide[loop.var] = span
-                self.body(loop.body)
+                yield
                 del self.ranges[loop.var], self.wide[loop.var], self.vars[loop.var], self.depths[name]
             self.used.discard(name)
 

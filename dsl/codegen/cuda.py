@@ -12,7 +12,7 @@ from wpk.core.errors import InternalError
 from wpk.core.launch import CudaSource, Dim3, Launch
 from wpk.dsl.barriers import threads_of
 from wpk.dsl.codegen.cstyle import C_TYPES, identifier
-from wpk.dsl.codegen.cudastmt import CudaStatements
+from wpk.dsl.codegen.cudaring import PRODUCERS, SLOT_BYTES, RingStatements, TensorMaps, placed, ring_depth
 from wpk.dsl.codegen.cudaunit import LITERALS, CudaUnit
 from wpk.dsl.codegen.storage import Workspace, allocs, plan_workspace
 from wpk.dsl.instr import find
@@ -33,7 +33,7 @@ def emit(kernel: Kernel, isa: str, symbol: str | None = None) -> CudaSource:
     functions = _Functions(kernel, symbol, unit)
     functions.body(kernel.body, {})
     text = _assemble(kernel, isa, unit, functions.texts)
-    return CudaSource(text, tuple(functions.launches), functions.plan.shared_bytes)
+    return CudaSource(text, tuple(functions.launches), functions.plan.shared_bytes, tuple(functions.maps.found))
 
 
 def _assemble(kernel: Kernel, isa: str, unit: CudaUnit, functions: list[str]) -> str:
@@ -51,8 +51,17 @@ class _Functions:
     def __init__(self, kernel: Kernel, symbol: str, unit: CudaUnit) -> None:
         self.kernel, self.symbol, self.unit = kernel, symbol, unit
         self.plan: Workspace = plan_workspace(kernel.body)
-        self.texts: list[str] = []
+        self.printed: list[tuple[str, list[str], list[str]]] = []  # head, parameters, body
         self.launches: list[Launch] = []
+        self.maps = TensorMaps()
+
+    @property
+    def texts(self) -> list[str]:
+        """The functions, all with the same parameters."""
+        maps = [f"const __grid_constant__ tensor_map map{i}" for i in range(len(self.maps.found))]
+        return [
+            line for head, formal, body in self.printed for line in (f"{head}({', '.join([*formal, *maps])}) {{", *body, "}", "")
+        ]
 
     def body(self, stmts: tuple[Stmt, ...], visible: dict[str, tuple[Buffer, int]]) -> None:
         """``visible``: tables and device buffers in scope, with their offset in the workspace."""
@@ -66,10 +75,13 @@ class _Functions:
     def function(self, stmt: Stmt, visible: dict[str, tuple[Buffer, int]]) -> None:
         """Print one nest."""
         offsets, shared_bytes = _shared_offsets((stmt,))
-        threads = threads_of((stmt,))
-        f = CudaStatements(self.unit, threads, offsets)
-        f.shows = runs_ahead((stmt,))
+        threads, depth = threads_of((stmt,)), ring_depth((stmt,))
         params = [p for p in self.kernel.params if p.values is None]
+        self.maps.places = placed(tuple(params), visible)
+        f = RingStatements(self.unit, threads, offsets, self.maps, shared_bytes)
+        f.shows = runs_ahead((stmt,))
+        shared_bytes += SLOT_BYTES * depth
+        threads += PRODUCERS if depth else 0
         for p in params:
             f.bind[p.name] = f.binding(p, f.claim(p.name, 0))
         formal = [f"{f.bind[p.name].ctype} *__restrict__ {f.bind[p.name].name}" for p in params]
@@ -83,11 +95,8 @@ class _Functions:
         blocks = f", {f.min_blocks}" if f.min_blocks > 1 or shared_bytes else ""
         bounds = f"__launch_bounds__({threads}{blocks})"
         dynamic = ["  extern __shared__ __align__(1024) unsigned char wpk_shared[];"] if shared_bytes else []
-        self.texts += [
-            f'extern "C" __global__ void {bounds}',
-            f"{symbol}({', '.join([*formal, 'char *__restrict__ workspace'])}) {{",
-            *dynamic, *f.blocks[0].decls, *f.blocks[0].lines, "}", "",
-        ]  # fmt: skip
+        head, formal = f'extern "C" __global__ void {bounds}\n{symbol}', [*formal, "char *__restrict__ workspace"]
+        self.printed.append((head, formal, [*dynamic, *f.blocks[0].decls, *f.blocks[0].lines]))
         grid: Dim3 = (f.grid["block.x"], f.grid["block.y"], f.grid["block.z"])
         if grid[1] > 65535 or grid[2] > 65535:
             raise InternalError(f"{symbol}: grid {grid} has more than 65535 blocks along y or z")

@@ -18,6 +18,7 @@ from wpk.core.target import Gpu, Target
 from wpk.core.tensor import DTYPE_BYTES
 from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm
+from wpk.dsl.fetch import LONGEST
 from wpk.dsl.ir import Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import (
@@ -127,6 +128,7 @@ def space(p: Product, gpu: Gpu, dtype: str) -> Space:
         Ordered("columns", columns, 64),
         Ordered("stages", (1, 2, 3, 4, 5, 6, 8), 4 if p.k > 3 * STEP else 1),
         Ordered("split_k", tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16) if s == 1 or s * 2 * STEP <= p.k), 1),
+        Choice("copy", ("tma", "async") if aligned(p, dtype) else ("async",), "tma" if aligned(p, dtype) else "async"),
         Choice("order", ("mn", "nm"), "nm"),
         Ordered("group", (1, 2, 4, 8, 16), 1),
         Ordered("min_blocks", (1, 2), 1),
@@ -141,11 +143,22 @@ def limits_of(p: Product, gpu: Gpu, dtype: str) -> tuple[Constraint, ...]:
         lambda c: registers(c) <= MOST_REGISTERS,
         lambda c: tile_of(c).threads <= 4 * GROUP,
         lambda c: int(c["min_blocks"]) * tile_of(c).threads * registers(c) <= gpu.registers_per_sm,
+        lambda c: c["copy"] == "async" or (int(c["stages"]) > 1 and longest(p, tile_of(c)) <= LONGEST),
         lambda c: tile_of(c).m < max(2 * p.m, 65),
         lambda c: tile_of(c).n < max(2 * p.n, min(tile_of(c).n, PANEL) + 1),
         lambda c: int(c["min_blocks"]) * shared_bytes(c, dtype) <= min(gpu.shared_per_block, gpu.shared_per_sm),
         lambda c: slow_tiles(p, c) % int(c["group"]) == 0,
     )  # fmt: skip
+
+
+def aligned(p: Product, dtype: str) -> bool:
+    """May tensor maps describe the operands: rows of whole 16 bytes, five dimensions at most?"""
+    return len(p.batch) < 4 and all(n * DTYPE_BYTES[dtype] % 16 == 0 for n in row_lengths(p))
+
+
+def longest(p: Product, t: Tile) -> int:
+    """Rows of the largest box that is fetched."""
+    return max(STEP, 0 if p.trans_a else t.m, t.n if p.trans_b else 0)
 
 
 def registers(c: Config) -> int:
@@ -214,7 +227,7 @@ def steps(p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] |
         Reorder("acc", (*parts, *batch, *threads, "ko", "ki", "mi", "mh", "no", "ni", "nv")),
         *(Unroll("acc", x) for x in ("ki", "mi", "mh", "no", "ni", "nv")), Tensorize("acc", "ki", instr.name),
         ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
-        *([Pipeline("acc", "ko", int(c["stages"]))] if int(c["stages"]) > 1 else []),
+        *([Pipeline("acc", "ko", int(c["stages"]), c["copy"] == "tma")] if int(c["stages"]) > 1 else []),
     ]  # fmt: skip
     a_stride, b_stride = strides or row_lengths(p)
     plan += staged_tile("as", "m", len(p.a_batch), a_stride, p.trans_a, t.m, t, dtype)

@@ -18,6 +18,8 @@ from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
 from wpk.cuda import emulator, nvrtc
 from wpk.dsl.codegen.cuda import emit
+from wpk.dsl.ir import Alloc, Buffer, Const, Fetch, For, Kernel, Load, Store, Var
+from wpk.dsl.schedule import ScheduleError
 from wpk.kernels.cuda.gemm_wgmma import CudaGemmWgmma, matmul
 from wpk.kernels.instr.wgmma import wgmma
 from wpk.settings import gpu_target
@@ -25,19 +27,20 @@ from wpk.settings import gpu_target
 FAMILY = CudaGemmWgmma()
 
 
-def config(w: Workload, **changes: int) -> Config:
-    plain = {"groups_m": 1, "groups_n": 1, "rows": 1, "split_k": 1, "order": "nm", "group": 1, "min_blocks": 1}
-    return {**FAMILY.space(w, H200).default(), **plain, **changes}
+def config(w: Workload, **changes: int | str) -> Config:
+    plain: Config = {"groups_m": 1, "groups_n": 1, "rows": 1, "split_k": 1, "order": "nm", "group": 1, "min_blocks": 1}
+    return {**FAMILY.space(w, H200).default(), **plain, "copy": "async", **changes}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(("trans_a", "trans_b"), [(False, False), (False, True), (True, False), (True, True)])
 def test_every_layout(dtype: str, trans_a: bool, trans_b: bool) -> None:
-    w = workload(100, 136, 200, trans_a, trans_b, dtype)
+    w = workload(104, 136, 200, trans_a, trans_b, dtype)
     assert FAMILY.matches(w, H200) is None
     inputs, want = operands(w)
-    c = config(w, groups_n=1 + trans_a, columns=128 if not trans_b else 96, stages=3)
-    close(emulated(FAMILY.build(w, c, H200).kernel, inputs), want, dtype)
+    for copy in ("async", "tma"):
+        c = config(w, groups_n=1 + trans_a, columns=128 if not trans_b else 96, stages=3, copy=copy)
+        close(emulated(FAMILY.build(w, c, H200).kernel, inputs), want, dtype)
 
 
 def test_the_meaning_of_a_thread_adds_up_to_the_product() -> None:
@@ -46,15 +49,46 @@ def test_the_meaning_of_a_thread_adds_up_to_the_product() -> None:
     close(interpreted(FAMILY.build(w, config(w, columns=8, stages=1), H200).kernel, inputs), want, "float16")
 
 
+def boxes(columns: int) -> Kernel:
+    """y[k] = the box of 4 rows from (3 k - 2) and ``columns`` columns from 8 of x, in a ring of two slots."""
+    k, t, i = Var("k"), Var("t"), Var("i")
+    at = t * (columns // 8) + i
+    fetch = Fetch("s", (k % 2, Const(0), Const(0)), "x", (k * 3 - 2, Const(8)), ((1, 0, 4), (2, 1, columns)), (10, 24), "float32")
+    copy = Store("y", (k, at // columns, at % columns), Load("s", (k % 2, at // columns, at % columns)))
+    use = For("i", Const(0), Const(columns // 8), "serial", (copy,))
+    ring = For("k", Const(0), Const(5), "ring", (fetch, use), 2)
+    slots = Alloc(Buffer("s", (2, 4, columns), scope="block", slots=2), (ring,))
+    params = Buffer("x", (10, 24)), Buffer("y", (5, 4, columns), access="out")
+    return Kernel("boxes", params, (For("t", Const(0), Const(32), "thread", (slots,)),))
+
+
+@pytest.mark.parametrize("columns", [8, 16])
+def test_boxes_mean_what_is_fetched(columns: int) -> None:
+    x = np.arange(240, dtype=np.float32).reshape(10, 24) + 1
+    around = np.pad(x, ((2, 8), (0, 8)))
+    want = np.stack([around[3 * k : 3 * k + 4, 8 : 8 + columns] for k in range(5)])
+    np.testing.assert_array_equal(interpreted(boxes(columns), [x]), want)
+    np.testing.assert_array_equal(emulated(boxes(columns), [x]), want)
+
+
+def test_only_rows_of_whole_pieces_are_fetched() -> None:
+    w = workload(64, 64, 203, False, True, "float16")
+    with pytest.raises(ScheduleError, match="rows of a are no multiple of 16 bytes"):
+        FAMILY.build(w, config(w, columns=64, copy="tma"), H200)
+    assert FAMILY.space(w, H200).default()["copy"] == "async"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"groups_m": 2, "columns": 64, "stages": 4}, {"rows": 2, "columns": 32, "stages": 2, "split_k": 3},
+        {"groups_m": 2, "columns": 64, "stages": 4, "copy": "tma"},
+        {"rows": 2, "columns": 32, "stages": 2, "split_k": 3, "copy": "tma"},
         {"groups_m": 2, "groups_n": 2, "columns": 16, "stages": 1},
     ],
 )  # fmt: skip
 def test_tiles(changes: dict[str, int]) -> None:
-    w = workload(200, 72, 450, False, True, "bfloat16")
+    w = workload(200, 72, 456, False, True, "bfloat16")
     inputs, want = operands(w)
     close(emulated(FAMILY.build(w, config(w, **changes), H200).kernel, inputs), want, "bfloat16")
 
@@ -102,7 +136,7 @@ def test_only_for_what_has_the_instructions() -> None:
 
 # --- THE PROTOCOL -------------------------------------------------------------------------------------------------------
 
-BROKEN = [
+BROKEN: list[tuple[str, str, str]] = [
     ("  fence_async();\n", "", "proxy"),
     ("  wgmma_fence();\n", "", "proxy"),
     ("wgmma_wait<1>();", "", "race"),
@@ -112,10 +146,23 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("text", "instead", "kind"), BROKEN)
-def test_a_broken_protocol_is_found(text: str, instead: str, kind: str) -> None:
-    w = workload(64, 32, 500, False, True, "float16")
-    source = emit(FAMILY.build(w, config(w, columns=32, stages=3), H200).kernel, "sm_90a")
+RING_BROKEN = [
+    ("mbar_wait(full + i6, i8);", "", "in-flight"),
+    ("mbar_wait(empty + i1, i3);", "", "barrier"),
+    ("mbar_arrive(empty + i11)", "", "barrier"),
+    ("12288", "12272", "barrier"),
+    ("12288", "12304", "barrier"),
+    ("wgmma_wait<1>();", "", "race"),
+    ("  mbar_init(empty + slot, 4);\n", "  mbar_init(empty + slot, 3);\n", "race"),
+]
+
+
+@pytest.mark.parametrize(("copy", "text", "instead", "kind"), [
+    *(("async", *b) for b in BROKEN), *(("tma", *b) for b in RING_BROKEN)
+])  # fmt: skip
+def test_a_broken_protocol_is_found(copy: str, text: str, instead: str, kind: str) -> None:
+    w = workload(64, 32, 504, False, True, "float16")
+    source = emit(FAMILY.build(w, config(w, columns=32, stages=3, copy=copy), H200).kernel, "sm_90a")
     assert text in source.text
     with pytest.raises(emulator.EmulationError) as found:
         run(replace(source, text=source.text.replace(text, instead)), w)
@@ -143,10 +190,11 @@ def run(source: CudaSource, w: Workload) -> np.ndarray:
 
 
 @pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed")
+@pytest.mark.parametrize("copy", ["async", "tma"])
 @pytest.mark.parametrize("trans_b", [False, True])
-def test_large_tiles_compile_without_spills(trans_b: bool) -> None:
+def test_large_tiles_compile_without_spills(trans_b: bool, copy: str) -> None:
     w = workload(4096, 4096, 4096, False, trans_b, "bfloat16")
-    kernel = FAMILY.build(w, config(w, groups_m=2, columns=256, stages=4), H200).kernel
+    kernel = FAMILY.build(w, config(w, groups_m=2, columns=256, stages=4, copy=copy), H200).kernel
     for resources in compiled(kernel).values():
         assert resources.local_bytes == 0
         assert resources.registers <= 224

@@ -1,0 +1,138 @@
+"""Boxes of a tensor that are fetched at once (TMA): what a fetch means, and which stages are one.
+
+A stage can be fetched when each dimension of the tensor that it copies moves with one of its axes, and it is zero exactly where
+the tensor has no element. Its axes lie in memory in the tensor's order then, as one box, or as panels of ``lanes`` elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from wpk.core.tensor import DTYPE_BYTES
+from wpk.dsl import affine
+from wpk.dsl.affine import Linear, linear
+from wpk.dsl.algorithm import Stage
+from wpk.dsl.ir import Binary, Const, Expr, Fetch, For, Load, Select, Stmt, Store, Var
+
+#: elements of a box along one dimension, and dimensions of a tensor
+LONGEST, MOST_DIMENSIONS = 256, 5
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a stage lies in memory: its axes in order, and (axis, width) of panels, whose number takes the axis's place."""
+
+    order: tuple[str, ...]
+    lanes: tuple[str, int] | None
+
+
+def expand(fetch: Fetch) -> tuple[Stmt, ...]:
+    """A Fetch as the loops it means."""
+    names = [Var(f"{fetch.buffer}_box{i}") for i in range(len(fetch.box))]
+    to, of = list(fetch.indices), list(fetch.origin)
+    for name, (target, source, _) in zip(names, fetch.box, strict=True):
+        to[target], of[source] = to[target] + name, of[source] + name
+    inside: Expr = Const(True, "bool")
+    for at, size in zip(of, fetch.sizes, strict=True):
+        inside = inside & (Const(-1) < at) & (at < size)
+    zero = Const(0, fetch.dtype) if "int" in fetch.dtype else Const(0.0, "float32")
+    body: Stmt = Store(fetch.buffer, tuple(to), Select(inside, Load(fetch.source, tuple(of)), zero))
+    for name, (_, _, extent) in reversed(list(zip(names, fetch.box, strict=True))):
+        body = For(name.name, Const(0), Const(extent), "serial", (body,))
+    return (body,)
+
+
+def fetched(
+    stage: Stage, placed: Placed, box: Mapping[str, tuple[Expr, int]], shapes: Mapping[str, tuple[int, ...]],
+    ranges: affine.Ranges,
+) -> tuple[Stmt, ...] | str:  # fmt: skip
+    """The fetches that make ``box`` of a stage, or why there are none. ``shapes``: those of tensors in device memory."""
+    load = stage.value.a if isinstance(stage.value, Select) else stage.value
+    if stage.reduce or not isinstance(load, Load) or load.buffer not in shapes or stage.dtype == "float64":
+        return "it is no copy of a tensor in device memory"
+    sizes = shapes[load.buffer]
+    if len(sizes) > MOST_DIMENSIONS or (isinstance(stage.value, Select) and not _zero_outside(stage.value, load, sizes)):
+        return f"it is not zero where {load.buffer} ends, or that has more than {MOST_DIMENSIONS} dimensions"
+    if len(sizes) < 2 or any(prod(sizes[d:]) * DTYPE_BYTES[stage.dtype] % 16 for d in range(1, len(sizes))):
+        return f"rows of {load.buffer} are no multiple of 16 bytes"
+    moved = {a: Var(f"{a}'") for a, (_, n) in box.items() if n > 1}
+    known = {**ranges, **{v.name: (0, box[a][1] - 1) for a, v in moved.items()}}
+    env = {a: first + moved[a] if a in moved else first for a, (first, _) in box.items()}
+    forms = [linear(affine.substitute(i, env), known) for i in load.indices]
+    place = _dimensions(forms, moved)
+    if place is None:
+        return f"an axis does not move along one dimension of {load.buffer}"
+    origin = tuple(Linear(f.const, {x: k for x, k in f.terms.items() if x not in moved.values()}).expr() for f in forms)
+    return _boxes(stage, placed, {a: n for a, (_, n) in box.items()}, place, Load(load.buffer, origin), sizes)
+
+
+def _boxes(
+    stage: Stage, placed: Placed, extents: Mapping[str, int], place: Mapping[str, int], at: Load, sizes: tuple[int, ...]
+) -> tuple[Stmt, ...] | str:
+    cut, width = placed.lanes or ("", 0)
+    axes = [(d, a, extents[a]) for d, a in enumerate(placed.order) if extents[a] > 1 and a != cut]
+    panels, indices = 1, [Const(0)] * (len(placed.order) + bool(width))
+    if width:
+        axes.append((len(placed.order), cut, width))
+        panels = extents[cut] // width
+    box = tuple((d, place[a], n) for d, a, n in axes)
+    ordered = [d for _, d, _ in box]
+    if not box or ordered != sorted(ordered) or ordered[-1] != len(sizes) - 1 or max(n for *_, n in box) > LONGEST:
+        return f"in memory it has not the order of {at.buffer}, or more than {LONGEST} elements along a dimension"
+    if panels == 1:
+        return (Fetch(stage.name, tuple(indices), at.buffer, at.indices, box, sizes, stage.dtype),)
+    var, origin = Var(f"{stage.name}_panel"), list(at.indices)
+    origin[place[cut]] = origin[place[cut]] + var * width
+    to: list[Expr] = [*indices]
+    to[placed.order.index(cut)] = var
+    one = Fetch(stage.name, tuple(to), at.buffer, tuple(origin), box, sizes, stage.dtype)
+    return (For(var.name, Const(0), Const(panels), "unroll", (one,)),)
+
+
+def _dimensions(forms: list[Linear], moved: Mapping[str, Var]) -> dict[str, int] | None:
+    """The tensor's dimension that each axis moves along by ones, where all do."""
+    place: dict[str, int] = {}
+    for axis, var in moved.items():
+        found = [d for d, form in enumerate(forms) if any(var.name in _names(atom) for atom in form.terms)]
+        if len(found) != 1 or forms[found[0]].terms.get(var) != 1 or found[0] in place.values():
+            return None
+        place[axis] = found[0]
+    plain = all(isinstance(x, Var) or not _names(x) & {v.name for v in moved.values()} for f in forms for x in f.terms)
+    return place if plain else None
+
+
+def _names(e: Expr) -> set[str]:
+    if isinstance(e, Binary):
+        return _names(e.a) | _names(e.b)
+    return {e.name} if isinstance(e, Var) else set()
+
+
+def _zero_outside(value: Select, load: Load, sizes: tuple[int, ...]) -> bool:
+    """Does the condition hold wherever the tensor has an element, and is the value else zero?"""
+    if not isinstance(value.b, Const) or value.b.value != 0:
+        return False
+    at = [linear(i, {}) for i in load.indices]
+    bounds = [*at, *(Linear(n - 1, {}).plus(form, -1) for n, form in zip(sizes, at, strict=True))]
+    return all(_implied(c, bounds) for c in _conjuncts(value.cond))
+
+
+def _conjuncts(cond: Expr) -> Iterator[Expr]:
+    if isinstance(cond, Binary) and cond.op == "and":
+        yield from _conjuncts(cond.a)
+        yield from _conjuncts(cond.b)
+    else:
+        yield cond
+
+
+def _implied(cond: Expr, bounds: list[Linear]) -> bool:
+    """Does ``cond`` hold where all of ``bounds`` are at least 0?"""
+    if not isinstance(cond, Binary) or cond.op not in ("<", "<="):
+        return False
+    form = linear(cond.b, {}).plus(linear(cond.a, {}), -1)
+    slack = [form.plus(b, -1) for b in bounds]
+    return any(s.is_const and s.const >= (1 if cond.op == "<" else 0) for s in slack)
+
+
+__all__ = ["LONGEST", "Placed", "expand", "fetched"]
