@@ -96,6 +96,7 @@ def _epilogues(dtype: str) -> Iterator[Workload]:
     }  # fmt: skip
     for epilogue, added in given.items():
         yield gemm(24, 40, 16, dtype, (0, 1), added, epilogue, (1,))
+    yield gemm(16, 16, 16, dtype, (0, 0), (), "add(acc,in0)")
     # constants of other dtypes and extents: packing makes them what the library wants
     for wide in (t("float32", 1), t("float32", 24, 1), t("float32", 24, 40)):
         yield gemm(24, 40, 16, dtype, (0, 0), (wide,), "relu(add(acc,in2))", (1, 2))

@@ -243,6 +243,7 @@ REFUSED = [
     (gemm(8, 8, 8, epilogue=GELU.format(x="acc")), "approximation by tanh"),
     (gemm(8, 8, 8, added=(F32,), epilogue="add(relu(acc),in2)"), "operand 2 is read after the sum"),
     (gemm(8, 8, 8, added=(F32,), epilogue="mul(acc,in2)"), "operand 2 is read after the sum"),
+    (gemm(8, 8, 8, epilogue="add(acc,in1)"), "operand 1 is multiplied and added"),
     (gemm(8, 8, 8, added=(F32, F32), epilogue="add(add(acc,in2),in3)"), "operand 3 is one addition too many"),
     (gemm(8, 8, 8, added=(t("float32", 8, 1),), epilogue="add(acc,in2)"), "operand 2 is neither"),
     (gemm(8, 8, 8, "float16", added=(t("float32", 8),), epilogue="add(acc,in2)"), "operand 2 is float32, the output float16"),

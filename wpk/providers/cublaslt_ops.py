@@ -173,6 +173,8 @@ def _added(w: Workload, form: Form, end: Tail) -> Added:
     """The bias and c. Raises Unsupported where there is no place for an operand."""
     added = Added()
     for position in end.added:
+        if position < 2 and position in w.constants:
+            raise Unsupported(f"operand {position} is multiplied and added: it cannot be packed for both")
         if added.bias < 0 and _is_bias(w, form, position):
             added = Added(position, added.c, added.shared)
         elif added.c < 0:
