@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from benchmarks.encoder import Size, encoder
 from benchmarks.zoo import build
 from wpk.api import cross
 from wpk.cuda import nvrtc
@@ -53,3 +54,19 @@ def test_a_network_in_the_emulator(zoo: Path, tmp_path: Path) -> None:
         (found,) = runner.run(None, feeds)
     (expected,) = onnxruntime.InferenceSession(str(model)).run(None, feeds)
     assert relative_l2(found, np.asarray(expected)) < 1e-5
+
+
+@pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed")
+@pytest.mark.parametrize("causal", [False, True])
+def test_an_encoder_has_attentions(causal: bool, tmp_path: Path) -> None:
+    """Neither a softmax nor a transpose is left of it, and the result is ONNX Runtime's."""
+    model, path = encoder(Size(layers=1, hidden=128, heads=2, length=40, words=50, causal=causal)), tmp_path / "m.wpk"
+    cross(model, Options(target="cuda:sm_90a"), path)
+    parts = artifact.read(path)
+    ops = [c.op for c in parts.plan.choices]
+    assert ops.count("attention") == 1 and not {"softmax", "matmul", "transpose"} & set(ops)
+    feeds = {"ids": np.arange(40)[None], "mask": (np.arange(40) < 33).astype(np.int64)[None]}
+    with emulated_runner(parts) as runner:
+        found = runner.run(None, feeds)
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)
+    assert all(relative_l2(a, np.asarray(b)) < 1e-5 for a, b in zip(found, expected, strict=True))
