@@ -4,14 +4,16 @@ A block computes ``block_m × block_n`` of the product, by steps of ``tile_k``: 
 shared memory together (rows of k outermost, so that a thread's rows and columns are vectors), then each adds products of
 its ``tile_m`` rows and ``tile_n`` columns. These come in groups of four that lie a block's width apart, so that a warp reads
 whole banks. Where blocks are few, ``split_k`` of them share a tile: partial sums go to device memory, a second kernel adds
-them in order. See Volkov & Demmel, "Benchmarking GPUs to Tune Dense Linear Algebra", SC 2008; CUTLASS calls the levels
+them in order; or all of them share the last tiles evenly (:mod:`wpk.kernels.cuda.stream`).
+See Volkov & Demmel, "Benchmarking GPUs to Tune Dense Linear Algebra", SC 2008; CUTLASS calls the levels
 threadblock, warp and thread tile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -20,7 +22,7 @@ from wpk.core.result import Config
 from wpk.core.target import Gpu, Target
 from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Stage
-from wpk.dsl.ir import Expr, Load
+from wpk.dsl.ir import Const, Expr, Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import (
     Bind,
@@ -49,14 +51,26 @@ from wpk.kernels.cuda.operands import GpuOperands
 from wpk.kernels.cuda.product import (
     Block,
     Ends,
+    Where,
+    batch_at,
     batch_axes,
-    batch_index,
     cycles,
     ends,
     k_axes,
     operand_buffers,
     resident_blocks,
     summed,
+)
+from wpk.kernels.cuda.stream import (
+    Shares,
+    Stream,
+    slots_of,
+    some_shares,
+    stream_cycles,
+    stream_of,
+    streamed,
+    streamed_steps,
+    streams,
 )
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of, unfit
@@ -78,6 +92,7 @@ class Tile:
     k: int
     split: int
     slices: int = 1
+    stream: Stream | None = None
 
     @property
     def m(self) -> int:
@@ -102,7 +117,7 @@ def tile_of(c: Config) -> Tile:
     return Tile(
         tile_m // vector_m, int(c["warps_m"]) * lanes_m, vector_m,
         tile_n // vector_n, int(c["warps_n"]) * (WARP // lanes_m), vector_n,
-        lanes_m, int(c["tile_k"]), int(c["split_k"]), int(c["slices"]),
+        lanes_m, int(c["tile_k"]), int(c["split_k"]), int(c["slices"]), stream_of(c),
     )  # fmt: skip
 
 
@@ -117,18 +132,29 @@ def algorithm(p: Product, t: Tile, e: Ends) -> Algorithm:
     batch = batch_axes(p)
     m_axes, m = _split_axis("m", p.m, (t.groups_m, t.threads_m, t.vector_m))
     n_axes, n = _split_axis("n", p.n, (t.groups_n, t.threads_n, t.vector_n))
-    k = k_axes(p.k, t.k, t.split, t.slices)
-    a_at, b_at = batch_index(batch, p.a_batch), batch_index(batch, p.b_batch)
-    stages = [
-        e.a((k.kb, k.ki), m_axes[0].extent * t.m),
-        e.b((k.kb, k.ki), n_axes[0].extent * t.n),
-        Stage("ar", (*batch, k.kb, k.ki, *m_axes), Load("as", (*a_at, k.kb.var, k.ki.var, m))),
-        Stage("br", (*batch, k.kb, k.ki, *n_axes), Load("bs", (*b_at, k.kb.var, k.ki.var, n))),
-    ]
-    at = tuple(x.var for x in batch)
-    mi, ni = tuple(x.var for x in m_axes), tuple(x.var for x in n_axes)
-    product = Load("ar", (*at, *k.at, *mi)) * Load("br", (*at, *k.at, *ni))
+    made = partial(factors, p, e, (m_axes[0].extent * t.m, n_axes[0].extent * t.n))
+    if t.stream:
+        return streamed(p, e, t.stream, shares(p, t), (m_axes, m), (n_axes, n), t.k, "float32", made)
+    k, at = k_axes(p.k, t.k, t.split, t.slices), tuple(x.var for x in batch)
+    stages, product = made(Where("", batch, m_axes, n_axes, at, m, n, (k.kb, k.ki), Const(0), k.at))
     return summed(e, stages, product, k, (*batch, *m_axes, *n_axes), (*at, m, n))
+
+
+def factors(p: Product, e: Ends, extents: tuple[int, int], w: Where) -> tuple[list[Stage], Expr]:
+    """The operands, padded to ``extents``, what a thread uses of them, and the product of their elements."""
+    kb, ki = w.k
+    k, outer = (w.first + kb.var, ki.var), tuple(x.var for x in w.outer)
+    a, b = replace(e.a(w.k, extents[0]), name=f"as{w.suffix}"), replace(e.b(w.k, extents[1]), name=f"bs{w.suffix}")
+    x, y = Load(a.name, (*batch_at(w.batch, p.a_batch), *k, w.m)), Load(b.name, (*batch_at(w.batch, p.b_batch), *k, w.n))
+    ar, br = Stage(f"ar{w.suffix}", (*w.outer, kb, ki, *w.rows), x), Stage(f"br{w.suffix}", (*w.outer, kb, ki, *w.columns), y)
+    mine = Load(ar.name, (*outer, *w.at, *(x.var for x in w.rows)))
+    return [a, b, ar, br], mine * Load(br.name, (*outer, *w.at, *(x.var for x in w.columns)))
+
+
+def shares(p: Product, t: Tile) -> Shares:
+    """How blocks share the product's last tiles. Raises InvalidConfig where they have none to share."""
+    assert t.stream is not None
+    return some_shares(p, t.m, t.n, t.k, t.stream.slots)
 
 
 def _split_axis(name: str, extent: int, inner: tuple[int, int, int]) -> tuple[tuple[Axis, ...], Expr]:
@@ -140,13 +166,14 @@ def _split_axis(name: str, extent: int, inner: tuple[int, int, int]) -> tuple[tu
     return axes, ((b * groups + g) * threads + t) * vector + v
 
 
-
-
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
 
 
-def space(p: Product, gpu: Gpu) -> Space:
-    """Thread tile, lanes and warps along both dimensions, step and split of k, padding, unrolling, block order, occupancy."""
+def space(p: Product, gpu: Gpu, stream: bool = False) -> Space:
+    """Thread tile, lanes and warps along both dimensions, step and split of k, padding, unrolling, block order, occupancy.
+
+    With ``stream``, blocks may share the tiles of an underfull last wave: so many at once, none where the wave is full.
+    """
     steps = -(-p.k // 8)
     knobs: tuple[Knob, ...] = (
         Ordered("tile_m", (1, 2, 4, 8, 16), 8 if p.m >= 64 else 4),
@@ -164,8 +191,9 @@ def space(p: Product, gpu: Gpu) -> Space:
         Choice("order", ("mn", "nm"), "nm"),
         Ordered("group", (1, 2, 4, 8), 1),
         Ordered("min_blocks", (1, 2, 3, 4), 1),
+        *((Ordered("stream", slots_of(gpu), 0),) if stream else ()),
     )  # fmt: skip
-    limits = limits_of(p, gpu)
+    limits = (*limits_of(p, gpu), *((lambda c: shared_well(p, gpu, c),) if stream else ()))
     return Space(knobs, limits, first_configs(p, gpu, knobs, limits))
 
 
@@ -182,6 +210,19 @@ def limits_of(p: Product, gpu: Gpu) -> tuple[Constraint, ...]:
         lambda c: int(c["split_k"]) * int(c["slices"]) * int(c["tile_k"]) <= p.k or int(c["split_k"]) * int(c["slices"]) == 1,
         lambda c: grouped_rows(p, c) % int(c["group"]) == 0,
     )  # fmt: skip
+
+
+def shared_well(p: Product, gpu: Gpu, c: Config) -> bool:
+    """May the last tiles be shared as a config says? See :func:`wpk.kernels.cuda.stream.streams`."""
+    if c["stream"] == 0:
+        return True
+    t, parts = tile_of(c), int(c["split_k"]) * int(c["slices"])
+    return streams(p, gpu, (t.m, t.n, t.k), parts, int(c["stream"]), resident(gpu, c))
+
+
+def resident(gpu: Gpu, c: Config) -> int:
+    """Blocks that a multiprocessor holds at once."""
+    return resident_blocks(gpu, tile_of(c).threads, registers(c), shared_bytes(c))
 
 
 def registers(c: Config) -> int:
@@ -234,6 +275,7 @@ def first_configs(p: Product, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[C
             "tile_k": max(int(k) for k in allowed["tile_k"] if int(k) <= 16), "stages": 3,
         }  # fmt: skip
         parts = [{**tile, "split_k": s, "slices": n} for s in allowed["split_k"] for n in allowed["slices"]]
+        parts += [{**tile, "stream": s} for s in allowed.get("stream", ()) if s]
         found += cheapest([c for c in parts if tile_of(c).threads <= 256], lambda c: cost(p, gpu, c), limits)
     return tuple(sorted(found, key=lambda c: cost(p, gpu, c)))
 
@@ -246,11 +288,11 @@ def cheapest(configs: list[Config], cost: Callable[[Config], float], limits: tup
 def cost(p: Product, gpu: Gpu, c: Config) -> float:
     """Rough cycles; see :func:`wpk.kernels.cuda.product.cycles`."""
     t = tile_of(c)
-    resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
     m, n = int(c["tile_m"]), int(c["tile_n"])
     rate = 128 / (0.3 + max(1, 3 * (m + n) / (m * n)))  # a vector from shared memory takes as long as three vectors of products
     copied, stages = 4 * (t.m + t.n), int(c["stages"])
-    return cycles(p, gpu, Block(t.m, t.n, t.k * t.slices, t.split, t.threads, resident, rate, copied, 0, t.slices, stages))
+    b = Block(t.m, t.n, t.k * t.slices, t.split, t.threads, resident(gpu, c), rate, copied, 0, t.slices, stages)
+    return stream_cycles(gpu, b, shares(p, t)) if t.stream else cycles(p, gpu, b)
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
@@ -261,30 +303,45 @@ def steps(p: Product, t: Tile, c: Config, strides: tuple[int, int] | None = None
 
     block (tiles, splits of k): thread: acc = 0; for ko: [copy as, bs together]; for ki: load ar, br; acc += ar ⊗ br.
     """
+    accumulate = partial(accumulated, p, t, c, strides or row_lengths(p))
+    if t.stream:
+        place = ("tile", "mg", "mt", "mv", "ng", "nt")
+        return streamed_steps(shares(p, t), int(c["min_blocks"]), partial(of_threads, t), accumulate, place)
     first = "part" if t.split > 1 else "out"
     batch = tuple(f"b{i}" for i in range(len(p.batch)))
-    unroll, depth, by_rows = int(c["unroll_k"]), int(c["stages"]), c["rows"] == "kept"
-    a_kept, b_kept = by_rows and not p.trans_a, by_rows and p.trans_b
-    parts = part_axes(t.split, t.slices)
     plan = block_tile(first, batch, t, c)
     if t.slices > 1:
         stored = ("mb", "nb", "mg", "mv", "ng", "mt", "nt", "nv")
         outer = (*part_axes(t.split), *batch)
         plan += joined_slices(first, outer, lanes("slice", t), ("mw", "nw", "ml", "nl"), ("mg", "mv", "ng"), stored)
-    plan += [
-        ComputeAt("acc", "slice" if t.slices > 1 else first, "thread", "register"),
-        Split("acc", "ki", unroll, "ki_o", "ki_u"),
-        Reorder("acc", (*parts, *batch, "mb", "nb", "mt", "nt", "ko", "ki_o", "ki_u",
-                        "mg", "mv", "ng", "nv")),
-        *(Unroll("acc", x) for x in ("ki_u", "mg", "mv", "ng", "nv")),
-        ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
-        *operand("ar", "m", batch, unroll, a_kept), *operand("br", "n", batch, unroll, b_kept),
-        *([Pipeline("acc", "ko", depth)] if depth > 1 else []),
-    ]  # fmt: skip
-    a_stride, b_stride = strides or row_lengths(p)
-    plan += staged_copy("as", "m", len(p.a_batch), a_stride, p.trans_a, t.m, a_kept, t, c)
-    plan += staged_copy("bs", "n", len(p.b_batch), b_stride, not p.trans_b, t.n, b_kept, t, c)
+    at = "slice" if t.slices > 1 else first
+    plan += accumulate("", (at, "thread"), batch, part_axes(t.split, t.slices), ("mb", "nb"))
     return plan + (added_parts((*batch, "mb", "mg", "mt", "mv", "nb", "ng", "nt")) if t.split > 1 else [])
+
+
+def accumulated(
+    p: Product, t: Tile, c: Config, strides: tuple[int, int], suffix: str, at: tuple[str, str], outer: tuple[str, ...],
+    parts: tuple[str, ...] = (), tile: tuple[str, ...] = (),
+) -> list[Step]:  # fmt: skip
+    """A thread's sums, made at a loop of a stage: steps of k, some copied ahead.
+
+    ``outer`` are the loops around a tile, ``parts`` those of k, ``tile`` those of the tile's row and column, where it has them.
+    """
+    acc, a, b = f"acc{suffix}", f"as{suffix}", f"bs{suffix}"
+    unroll, depth, by_rows = int(c["unroll_k"]), int(c["stages"]), c["rows"] == "kept"
+    a_kept, b_kept = by_rows and not p.trans_a, by_rows and p.trans_b
+    return [
+        ComputeAt(acc, *at, "register"),
+        Split(acc, "ki", unroll, "ki_o", "ki_u"),
+        Reorder(acc, (*parts, *outer, *tile, "mt", "nt", "ko", "ki_o", "ki_u", "mg", "mv", "ng", "nv")),
+        *(Unroll(acc, x) for x in ("ki_u", "mg", "mv", "ng", "nv")),
+        ComputeAt(a, acc, "ko", "block"), ComputeAt(b, acc, "ko", "block"),
+        *operand(f"ar{suffix}", acc, "m", outer, tile[:1], unroll, a_kept),
+        *operand(f"br{suffix}", acc, "n", outer, tile[1:], unroll, b_kept),
+        *([Pipeline(acc, "ko", depth)] if depth > 1 else []),
+        *staged_copy(a, "m", len(p.a_batch), strides[0], p.trans_a, t.m, a_kept, t, c),
+        *staged_copy(b, "n", len(p.b_batch), strides[1], not p.trans_b, t.n, b_kept, t, c),
+    ]  # fmt: skip
 
 
 def row_lengths(p: Product) -> tuple[int, int]:
@@ -292,15 +349,17 @@ def row_lengths(p: Product) -> tuple[int, int]:
     return p.m if p.trans_a else p.k, p.k if p.trans_b else p.n
 
 
-def operand(stage: str, row: str, batch: tuple[str, ...], unroll: int, kept: bool) -> list[Step]:
+def operand(
+    stage: str, acc: str, row: str, outer: tuple[str, ...], block: tuple[str, ...], unroll: int, kept: bool
+) -> list[Step]:
     """A thread's rows in registers: those of one k as vectors, or of ``unroll`` k, where rows are kept, as vectors along k."""
     if not kept:
-        return [ComputeAt(stage, "acc", "ki_u", "register"), Unroll(stage, f"{row}g"), Vectorize(stage, f"{row}v")]
+        return [ComputeAt(stage, acc, "ki_u", "register"), Unroll(stage, f"{row}g"), Vectorize(stage, f"{row}v")]
     return [
-        ComputeAt(stage, "acc", "ki_o", "register"), Split(stage, "ki", min(unroll, 4), "ko", "kv", "guard"),
-        Reorder(stage, (*batch, "kb", f"{row}b", f"{row}t", "ko", f"{row}g", f"{row}v", "kv")),
+        ComputeAt(stage, acc, "ki_o", "register"), Split(stage, "ki", min(unroll, 4), "ko", "kv", "guard"),
+        Reorder(stage, (*outer, "kb", *block, f"{row}t", "ko", f"{row}g", f"{row}v", "kv")),
         *(Unroll(stage, x) for x in ("ko", f"{row}g", f"{row}v")), Vectorize(stage, "kv"),
-        StoreAs(stage, (*batch, "kb", *(f"{row}{x}" for x in "bgtv"), "ki")),
+        StoreAs(stage, (*outer, "kb", *block, *(f"{row}{x}" for x in "gtv"), "ki")),
     ]  # fmt: skip
 
 
@@ -309,19 +368,26 @@ def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[S
     slow, fast = ("mb", "nb") if c["order"] == "mn" else ("nb", "mb")
     plan: list[Step] = [
         Split(stage, slow, int(c["group"]), "slow_o", "slow_i", "guard"),
-        *lanes(stage, t),
-        Reorder(stage, (*batch, *part_axes(t.split), "slow_o", fast, "slow_i", "mw", "nw", "ml", "nl",
-                        "mg", "mv", "ng", "nv")),
-    ]  # fmt: skip
+        *of_threads(t, stage, (*batch, *part_axes(t.split), "slow_o", fast, "slow_i")),
+    ]
     blocks, block = fuse_all(stage, ("slow_o", fast, "slow_i"), "tile")
-    threads, thread = fuse_all(stage, ("mw", "nw", "ml", "nl"), "thread")
-    plan += [*blocks, *threads, Bind(stage, block, "block.x", int(c["min_blocks"])), Bind(stage, thread, "thread")]
+    plan += [*blocks, Bind(stage, block, "block.x", int(c["min_blocks"]))]
     if t.split > 1:
         plan.append(Bind(stage, "ks", "block.y"))
     if batch:
         fuse, one = fuse_all(stage, batch, "batch")
         plan += [*fuse, Bind(stage, one, "block.z")]
-    return [*plan, *(Unroll(stage, x) for x in ("mg", "mv", "ng")), Vectorize(stage, "nv")]
+    return plan
+
+
+def of_threads(t: Tile, stage: str, blocks: tuple[str, ...], pieces: tuple[str, ...] = ()) -> list[Step]:
+    """Warps and lanes to threads, inside of ``blocks``; each thread does ``pieces`` one after another."""
+    fuse, thread = fuse_all(stage, ("mw", "nw", "ml", "nl"), "thread")
+    return [
+        *lanes(stage, t),
+        Reorder(stage, (*blocks, "mw", "nw", "ml", "nl", *pieces, "mg", "mv", "ng", "nv")),
+        *fuse, Bind(stage, thread, "thread"), *(Unroll(stage, x) for x in ("mg", "mv", "ng")), Vectorize(stage, "nv"),
+    ]  # fmt: skip
 
 
 def lanes(stage: str, t: Tile) -> list[Step]:
@@ -364,7 +430,7 @@ class CudaGemm:
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""
         assert target.gpu is not None
-        return space(product_of(workload), target.gpu)
+        return space(product_of(workload), target.gpu, stream=True)
 
     def build(self, workload: Workload, config: Config, target: Target) -> Built:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""

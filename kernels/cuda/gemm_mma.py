@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -21,8 +22,8 @@ from wpk.core.result import Config
 from wpk.core.target import Gpu, Target
 from wpk.core.tensor import DTYPE_BYTES
 from wpk.core.workload import Workload
-from wpk.dsl.algorithm import Algorithm, Axis
-from wpk.dsl.ir import Cast, Expr, Load
+from wpk.dsl.algorithm import Algorithm, Axis, Stage
+from wpk.dsl.ir import Cast, Const, Expr, Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import (
     Bind,
@@ -53,14 +54,26 @@ from wpk.kernels.cuda.operands import GpuOperands, as_float32
 from wpk.kernels.cuda.product import (
     Block,
     Ends,
+    Where,
+    batch_at,
     batch_axes,
-    batch_index,
     cycles,
     ends,
     k_axes,
     operand_buffers,
     resident_blocks,
     summed,
+)
+from wpk.kernels.cuda.stream import (
+    Shares,
+    Stream,
+    slots_of,
+    some_shares,
+    stream_cycles,
+    stream_of,
+    streamed,
+    streamed_steps,
+    streams,
 )
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of, unfit
@@ -86,6 +99,7 @@ class Tile:
     step: int
     split: int
     slices: int = 1
+    stream: Stream | None = None
 
     @property
     def m(self) -> int:
@@ -108,7 +122,7 @@ def tile_of(c: Config, dtype: str) -> Tile:
     size = DTYPE_BYTES[dtype]
     return Tile(
         int(c["warps_m"]), int(c["warps_n"]), int(c["rows"]), int(c["columns"]),
-        int(c["bytes_k"]) // size, STEP_BYTES // size, int(c["split_k"]), int(c["slices"]),
+        int(c["bytes_k"]) // size, STEP_BYTES // size, int(c["split_k"]), int(c["slices"]), stream_of(c),
     )  # fmt: skip
 
 
@@ -121,13 +135,32 @@ def algorithm(p: Product, t: Tile, e: Ends) -> Algorithm:
     batch = batch_axes(p)
     m_axes, m = fragment_axes("m", "bwihg", p.m, (t.warps_m, t.rows, 2, 8))
     n_axes, n = fragment_axes("n", "bwiqv", p.n, (t.warps_n, t.columns, 4, 2))
-    k = k_axes(p.k, t.k, t.split, t.slices)
-    stages = [e.a((k.kb, k.ki), m_axes[0].extent * t.m), e.b((k.kb, k.ki), n_axes[0].extent * t.n)]
-    a, b = Load("as", (*batch_index(batch, p.a_batch), *k.at, m)), Load("bs", (*batch_index(batch, p.b_batch), *k.at, n))
-    whole = stages[0].dtype == "int8"
-    product = Cast("int32", a) * Cast("int32", b) if whole else a * b
-    at = (*(x.var for x in batch), m, n)
-    return summed(e, stages, product, k, (*batch, *m_axes, *n_axes), at, "int32" if whole else "float32")
+    extents = m_axes[0].extent * t.m, n_axes[0].extent * t.n
+    dtype = e.a((Axis("kb", 1), Axis("ki", 1)), 1).dtype
+    result = "int32" if dtype == "int8" else "float32"
+    if t.stream:
+        made = partial(factors, p, e, extents)
+        return streamed(p, e, t.stream, shares(p, t), (m_axes, m), (n_axes, n), t.k, result, made)
+    k, at = k_axes(p.k, t.k, t.split, t.slices), tuple(x.var for x in batch)
+    stages, product = factors(p, e, extents, Where("", batch, m_axes, n_axes, at, m, n, (k.kb, k.ki), Const(0), k.at))
+    return summed(e, stages, product, k, (*batch, *m_axes, *n_axes), (*at, m, n), result)
+
+
+def factors(p: Product, e: Ends, extents: tuple[int, int], w: Where) -> tuple[list[Stage], Expr]:
+    """The operands, padded to ``extents``, and the product of their elements."""
+    a, b = replace(e.a(w.k, extents[0]), name=f"as{w.suffix}"), replace(e.b(w.k, extents[1]), name=f"bs{w.suffix}")
+    k = (w.first + w.at[0], w.at[1])
+    x: Expr = Load(a.name, (*batch_at(w.batch, p.a_batch), *k, w.m))
+    y: Expr = Load(b.name, (*batch_at(w.batch, p.b_batch), *k, w.n))
+    if a.dtype == "int8":
+        x, y = Cast("int32", x), Cast("int32", y)
+    return [a, b], x * y
+
+
+def shares(p: Product, t: Tile) -> Shares:
+    """How blocks share the product's last tiles. Raises InvalidConfig where they have none to share."""
+    assert t.stream is not None
+    return some_shares(p, t.m, t.n, t.k, t.stream.slots)
 
 
 def fragment_axes(name: str, letters: str, extent: int, inner: tuple[int, ...]) -> tuple[tuple[Axis, ...], Expr]:
@@ -143,8 +176,11 @@ def fragment_axes(name: str, letters: str, extent: int, inner: tuple[int, ...]) 
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
 
 
-def space(p: Product, dtype: str, gpu: Gpu) -> Space:
-    """Warps, fragments of a warp, depth and split of k, stages under way, swizzle, block order, occupancy."""
+def space(p: Product, dtype: str, gpu: Gpu, stream: bool = False) -> Space:
+    """Warps, fragments of a warp, depth and split of k, stages under way, swizzle, block order, occupancy.
+
+    With ``stream``, blocks may share the tiles of an underfull last wave: so many at once, none where the wave is full.
+    """
     row_bytes = p.k * DTYPE_BYTES[dtype]
     knobs: tuple[Knob, ...] = (
         Ordered("warps_m", (1, 2, 4), 2),
@@ -159,8 +195,9 @@ def space(p: Product, dtype: str, gpu: Gpu) -> Space:
         Choice("order", ("mn", "nm"), "nm"),
         Ordered("group", (1, 2, 4, 8), 1),
         Ordered("min_blocks", (1, 2, 3, 4), 1),
+        *((Ordered("stream", slots_of(gpu), 0),) if stream else ()),
     )  # fmt: skip
-    limits = limits_of(p, dtype, gpu)
+    limits = (*limits_of(p, dtype, gpu), *((lambda c: shared_well(p, dtype, gpu, c),) if stream else ()))
     return Space(knobs, limits, first_configs(p, dtype, gpu, knobs, limits))
 
 
@@ -176,6 +213,19 @@ def limits_of(p: Product, dtype: str, gpu: Gpu) -> tuple[Constraint, ...]:
         lambda c: parts_of(c) * int(c["bytes_k"]) <= p.k * DTYPE_BYTES[dtype] or parts_of(c) == 1,
         lambda c: slow_tiles(p, c) % int(c["group"]) == 0,
     )  # fmt: skip
+
+
+def shared_well(p: Product, dtype: str, gpu: Gpu, c: Config) -> bool:
+    """May the last tiles be shared as a config says? See :func:`wpk.kernels.cuda.stream.streams`."""
+    if c["stream"] == 0:
+        return True
+    t = tile_of(c, dtype)
+    return streams(p, gpu, (t.m, t.n, t.k), parts_of(c), int(c["stream"]), resident(gpu, c, t))
+
+
+def resident(gpu: Gpu, c: Config, t: Tile) -> int:
+    """Blocks that a multiprocessor holds at once."""
+    return resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
 
 
 def registers(c: Config) -> int:
@@ -221,6 +271,7 @@ def first_configs(
         }  # fmt: skip
         tile["stages"] = 4 if shared_bytes({**tile, "slices": 1}) <= gpu.shared_per_sm // 3 else 3
         parts = [{**tile, "split_k": s, "slices": n} for s in allowed["split_k"] for n in allowed["slices"]]
+        parts += [{**tile, "stream": s} for s in allowed.get("stream", ()) if s]
         parts = [c for c in parts if tile_of(c, dtype).threads <= 256]
         found += cheapest(parts, lambda c: cost(p, dtype, gpu, c), limits)
     return tuple(sorted(found, key=lambda c: cost(p, dtype, gpu, c)))
@@ -229,12 +280,13 @@ def first_configs(
 def cost(p: Product, dtype: str, gpu: Gpu, c: Config) -> float:
     """Rough cycles; see :func:`wpk.kernels.cuda.product.cycles`."""
     t, size = tile_of(c, dtype), DTYPE_BYTES[dtype]
-    resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
     read = t.threads // WARP * (16 * t.rows + 8 * t.columns) * size
     copied, stages = (t.m + t.n) * size, int(c["stages"])
     rate = RATE_BYTES / size
-    block = Block(t.m, t.n, t.k * t.slices, t.split, t.threads, resident, rate, copied, read // t.slices, t.slices, stages)
-    return cycles(p, gpu, block)
+    b = Block(
+        t.m, t.n, t.k * t.slices, t.split, t.threads, resident(gpu, c, t), rate, copied, read // t.slices, t.slices, stages
+    )  # fmt: skip
+    return stream_cycles(gpu, b, shares(p, t)) if t.stream else cycles(p, gpu, b)
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
@@ -245,29 +297,39 @@ def steps(p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] |
 
     block (tiles, splits of k): thread (warps, lanes): acc = 0; for ko: [copies under way]; for kk: acc += mma(as, bs); epilogue.
     """
+    accumulate = partial(accumulated, p, t, c, dtype, strides or row_lengths(p))
+    if t.stream:
+        place = ("tile", "mw", "mi", "mh", "mg", "nw", "ni", "nq")
+        return streamed_steps(shares(p, t), int(c["min_blocks"]), of_threads, accumulate, place)
     first = "part" if t.split > 1 else "out"
     batch = tuple(f"b{i}" for i in range(len(p.batch)))
-    parts = part_axes(t.split, t.slices)
-    by_k = dtype == "int8"
-    instr = mma(dtype, t.rows, t.columns, p.trans_a and not by_k, not p.trans_b and not by_k)
     plan = block_tile(first, batch, t, c)
     if t.slices > 1:
         stored = ("mb", "nb", "mw", "nw", "mi", "mh", "ni", "mg", "nq", "nv")
         outer = (*part_axes(t.split), *batch)
         plan += joined_slices(first, outer, (), ("mw", "nw", "mg", "nq"), ("mi", "mh", "ni"), stored)
-    plan += [
-        ComputeAt("acc", "slice" if t.slices > 1 else first, "thread", "register"),
-        StoreAs("acc", (*parts, *batch, "mb", "mw", "mg", "nb", "nw", "nq", "mi", "ni", "mh", "nv")),
-        Split("acc", "ki", t.step, "kk", "kl", "guard"),
-        Reorder("acc", (*parts, *batch, "mb", "mw", "mg", "nb", "nw", "nq", "ko", "kk", "kl", "mi", "mh", "ni", "nv")),
-        *(Unroll("acc", x) for x in ("kk", "mi", "mh", "ni", "nv")), Tensorize("acc", "kl", instr.name),
-        ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
-        *([Pipeline("acc", "ko", int(c["stages"]))] if int(c["stages"]) > 1 else []),
-    ]  # fmt: skip
-    a_stride, b_stride = strides or row_lengths(p)
-    plan += staged_tile("as", "m", len(p.a_batch), a_stride, p.trans_a, t.m, t, c, dtype)
-    plan += staged_tile("bs", "n", len(p.b_batch), b_stride, not p.trans_b, t.n, t, c, dtype)
+    plan += accumulate("", ("slice" if t.slices > 1 else first, "thread"), (*part_axes(t.split, t.slices), *batch, "mb", "nb"))
     return plan + (added_parts((*batch, "mb", "mw", "mi", "mh", "mg", "nb", "nw", "ni", "nq")) if t.split > 1 else [])
+
+
+def accumulated(
+    p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int], suffix: str, at: tuple[str, str], outer: tuple[str, ...]
+) -> list[Step]:
+    """A thread's sums, made at a loop of a stage: steps of k, some copied ahead. ``outer`` are the loops around a tile."""
+    acc, a, b = f"acc{suffix}", f"as{suffix}", f"bs{suffix}"
+    by_k, stages = dtype == "int8", int(c["stages"])
+    instr = mma(dtype, t.rows, t.columns, p.trans_a and not by_k, not p.trans_b and not by_k)
+    return [
+        ComputeAt(acc, *at, "register"),
+        StoreAs(acc, (*outer, "mw", "mg", "nw", "nq", "mi", "ni", "mh", "nv")),
+        Split(acc, "ki", t.step, "kk", "kl", "guard"),
+        Reorder(acc, (*outer, "mw", "mg", "nw", "nq", "ko", "kk", "kl", "mi", "mh", "ni", "nv")),
+        *(Unroll(acc, x) for x in ("kk", "mi", "mh", "ni", "nv")), Tensorize(acc, "kl", instr.name),
+        ComputeAt(a, acc, "ko", "block"), ComputeAt(b, acc, "ko", "block"),
+        *([Pipeline(acc, "ko", stages)] if stages > 1 else []),
+        *staged_tile(a, "m", len(p.a_batch), strides[0], p.trans_a, t.m, t, c, dtype),
+        *staged_tile(b, "n", len(p.b_batch), strides[1], not p.trans_b, t.n, t, c, dtype),
+    ]  # fmt: skip
 
 
 def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[Step]:
@@ -276,16 +338,24 @@ def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[S
     split = part_axes(t.split)
     plan: list[Step] = [
         Split(stage, slow, int(c["group"]), "slow_o", "slow_i", "guard"),
-        Reorder(stage, (*batch, *split, "slow_o", fast, "slow_i", "mw", "nw", "mg", "nq", "mi", "mh", "ni", "nv")),
+        *of_threads(stage, (*batch, *split, "slow_o", fast, "slow_i")),
     ]
     blocks, block = fuse_all(stage, ("slow_o", fast, "slow_i"), "tile")
-    threads, thread = fuse_all(stage, ("mw", "nw", "mg", "nq"), "thread")
-    plan += [*blocks, *threads, Bind(stage, block, "block.x", int(c["min_blocks"])), Bind(stage, thread, "thread")]
+    plan += [*blocks, Bind(stage, block, "block.x", int(c["min_blocks"]))]
     plan += [Bind(stage, "ks", "block.y")] if split else []
     if batch:
         fuse, one = fuse_all(stage, batch, "batch")
         plan += [*fuse, Bind(stage, one, "block.z")]
-    return [*plan, *(Unroll(stage, x) for x in ("mi", "mh", "ni")), Vectorize(stage, "nv")]
+    return plan
+
+
+def of_threads(stage: str, blocks: tuple[str, ...], pieces: tuple[str, ...] = ()) -> list[Step]:
+    """Warps and lanes to threads, inside of ``blocks``; each thread does ``pieces`` one after another."""
+    fuse, thread = fuse_all(stage, ("mw", "nw", "mg", "nq"), "thread")
+    return [
+        Reorder(stage, (*blocks, "mw", "nw", "mg", "nq", *pieces, "mi", "mh", "ni", "nv")),
+        *fuse, Bind(stage, thread, "thread"), *(Unroll(stage, x) for x in ("mi", "mh", "ni")), Vectorize(stage, "nv"),
+    ]  # fmt: skip
 
 
 def staged_tile(
@@ -361,7 +431,7 @@ class CudaGemmMma:
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""
         assert target.gpu is not None
-        return space(multiplied(workload), workload.inputs[0].dtype, target.gpu)
+        return space(multiplied(workload), workload.inputs[0].dtype, target.gpu, stream=True)
 
     def build(self, workload: Workload, config: Config, target: Target) -> Built:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""

@@ -9,6 +9,8 @@ from wpk.dsl.schedule import Bind, ComputeAt, Fuse, Reorder, Split, Step, StoreA
 
 #: threads of a warp, registers of a thread, bytes of the widest load
 WARP, MOST_REGISTERS, WIDEST = 32, 255, 16
+#: parts of a sum that are asked for before the first is there
+MOST_UNROLLED = 64
 
 
 def gpu_of(target: Target) -> Gpu | None:
@@ -79,15 +81,16 @@ def joined_slices(
     ]  # fmt: skip
 
 
-def added_parts(place: tuple[str, ...]) -> list[Step]:
+def added_parts(place: tuple[str, ...], parts: int = 1) -> list[Step]:
     """The second kernel: a thread for each vector of the output adds the parts in order. ``place``: its axes in memory order."""
+    unrolled = [Unroll("total", "ks")] if parts <= MOST_UNROLLED else []
     fuse, one = fuse_all("out", place, "job")
     return [
         *fuse,
         Split("out", one, 128, "block", "vector", "guard"),
         Bind("out", "block", "block.x"), Bind("out", "vector", "thread"), Vectorize("out", "nv"),
         ComputeAt("total", "out", "vector", "register"),
-        Reorder("total", (*place, "ks", "nv")), Unroll("total", "ks"), Vectorize("total", "nv"),
+        Reorder("total", (*place, "ks", "nv")), *unrolled, Vectorize("total", "nv"),
     ]  # fmt: skip
 
 

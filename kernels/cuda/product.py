@@ -120,9 +120,33 @@ def operand_buffers(p: Product, dtype: str = "float32") -> tuple[Buffer, Buffer]
     return Buffer("a", (*p.a_batch, *a), dtype), Buffer("b", (*p.b_batch, *b), dtype)
 
 
+@dataclass(frozen=True)
+class Where:
+    """Where a main loop reads. ``outer``, ``rows``, ``columns``: its axes, from blocks to what a thread has; ``batch``, ``m``,
+    ``n``: indices of the element that they make. ``k``: axes of the operands' steps of k and of a step's elements; the loop
+    begins at step ``first`` and is ``at`` (step, element) from there. What its stages are called ends in ``suffix``.
+    """
+
+    suffix: str
+    outer: tuple[Axis, ...]
+    rows: tuple[Axis, ...]
+    columns: tuple[Axis, ...]
+    batch: tuple[Expr, ...]
+    m: Expr
+    n: Expr
+    k: tuple[Axis, Axis]
+    first: Expr
+    at: tuple[Expr, Expr]
+
+
 def batch_index(batch: tuple[Axis, ...], extents: tuple[int, ...]) -> tuple[Expr, ...]:
     """Indices of an operand whose batch dimensions may broadcast."""
-    return tuple(x.var if n > 1 else Const(0) for x, n in zip(batch, extents, strict=True))
+    return batch_at(tuple(x.var for x in batch), extents)
+
+
+def batch_at(batch: tuple[Expr, ...], extents: tuple[int, ...]) -> tuple[Expr, ...]:
+    """The same, of any element of the batch."""
+    return tuple(x if n > 1 else Const(0) for x, n in zip(batch, extents, strict=True))
 
 
 def staged(
@@ -161,23 +185,25 @@ class Block:
 
 
 def cycles(p: Product, gpu: Gpu, b: Block) -> float:
-    """Rough cycles of a product: the busiest multiprocessor's arithmetic or traffic, waiting, and the sum of the parts.
-
-    A multiprocessor takes some 40 bytes a cycle from L2, 700 cycles after asking, and 128 from shared memory; its schedulers
-    idle less the more warps they have. A kernel starts in about 3000 cycles.
-    """
+    """Rough cycles of a product: those of its blocks, and of the sum of the parts. A kernel starts in about 3000."""
     tiles = prod(p.batch) * -(-p.m // b.m) * -(-p.n // b.n)
-    mine = -(-tiles * b.split // gpu.sms)
-    steps = -(-p.k // (b.k * b.split))
-    depth = steps * b.k
+    busy = busy_cycles(gpu, b, -(-tiles * b.split // gpu.sms), -(-p.k // (b.k * b.split)))
+    parts = 8 * b.split * prod(p.batch) * p.m * p.n / (30 * gpu.sms) + 3000
+    return busy + (parts if b.split > 1 else 0)
+
+
+def busy_cycles(gpu: Gpu, b: Block, mine: int, steps: int) -> float:
+    """Rough cycles of the busiest multiprocessor, with ``mine`` blocks of ``steps`` of k: arithmetic or traffic, and waiting.
+
+    It takes some 40 bytes a cycle from L2, 700 cycles after asking, and 128 from shared memory; its schedulers idle less the
+    more warps they have.
+    """
     together, rounds = min(mine, b.resident), -(-mine // b.resident)
     warps = together * b.threads / 128
     work = max(b.m * b.n / b.rate * (1 + 1 / warps), b.copied / 40, b.read / 128)
     waiting = steps * 700 / max(b.stages - 1, 0.5)
-    busy = rounds * (1500 + max(together * depth * work, waiting))
-    parts = 8 * b.split * prod(p.batch) * p.m * p.n / (30 * gpu.sms) + 3000
     joined = mine * (b.slices * b.m * b.n / 16 + 1000) if b.slices > 1 else 0
-    return busy + joined + (parts if b.split > 1 else 0)
+    return rounds * (1500 + max(together * steps * b.k * work, waiting)) + joined
 
 
 def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -> int:
@@ -187,6 +213,6 @@ def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -
 
 
 __all__ = [
-    "Block", "Ends", "Steps", "batch_axes", "batch_index", "cycles", "ends", "k_axes", "operand_buffers", "resident_blocks",
-    "staged", "summed",
+    "Block", "Ends", "Steps", "Where", "batch_at", "batch_axes", "batch_index", "busy_cycles", "cycles", "ends", "k_axes",
+    "operand_buffers", "resident_blocks", "staged", "summed",
 ]  # fmt: skip
