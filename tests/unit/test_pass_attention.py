@@ -11,6 +11,7 @@ import pytest
 from graph_build import make, node, normal, ops, optimized
 
 from benchmarks.encoder import Size, encoder
+from wpk.core.target import host_target
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
 from wpk.graph.graph import Graph
@@ -20,6 +21,7 @@ from wpk.passes import default_pipeline, format_pipeline, parse_pipeline, run_pi
 from wpk.passes.pipeline import Attention
 from wpk.passes.precision import lowered
 from wpk.providers.reference import reference_output
+from wpk.providers.registry import providers
 
 EVERYTHING = default_pipeline(attention=lambda workload: True)
 BATCH, LENGTH, HEADS, SIZE = 2, 5, 3, 4
@@ -180,3 +182,12 @@ def test_operands_of_scores_keep_their_precision(tmp_path: Path) -> None:
     assert [half.types[v].dtype for v in found.inputs] == ["float16"] * 3 + ["float32"]
     fast = next(n for n in lowered(graph, "tf32").nodes if n.op == "attention")
     assert dict(fast.attrs)["precision"] == "tf32"
+
+
+def test_nothing_changes_on_cpus() -> None:
+    target = host_target(1)
+    mask = TensorType("float32", (1, 1, 1, 8))
+    rows = TensorType("float32", (1, 8, 64))
+    attrs = (("heads", 2), ("rows", 1), ("safe", 0), ("scores", "add(acc,in3)"))
+    workload = Workload("attention", (rows, rows, rows, mask), (rows,), attrs)
+    assert not any(p.supports(workload, target) for p in providers(None, target))
