@@ -7,13 +7,22 @@ package where that is installed.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import erf, prod
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
+
+from wpk.core.pointwise import parse
+from wpk.core.target import Target
+from wpk.core.workload import Workload
+from wpk.measure.emulated import EmulatedDevice
+from wpk.runtime.cuda.cudnn_call import CudnnCall
+from wpk.settings import gpu_target
 
 #: What wpk calls: object → name → its parameters, in order (``self`` left out).
 SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -292,3 +301,42 @@ def _poison(pointer: int, nbytes: int) -> None:
     """A plan may write all of its workspace."""
     if nbytes:
         ctypes.memset(pointer, 0xFF, nbytes)
+
+
+# What tests of both the provider and its calls need
+
+H200 = gpu_target("sm_90a")
+PLANS = [Plan("eng1_k2=0"), Plan("eng2", ("TENSOR_CORE",)), Plan("eng3", (), 1000), Plan("eng1_k2=1", builds=False)]
+#: Puts a double with these plans in the place of the package.
+Install = Callable[[Sequence[Plan]], Double]
+
+
+def installer(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """See :data:`Install`."""
+
+    def installed(plans: Sequence[Plan]) -> Double:
+        made = Double(list(plans))
+        monkeypatch.setitem(sys.modules, "cudnn", made.module())
+        return made
+
+    return installed
+
+
+class Here:
+    """The library on an emulated device, through the double."""
+
+    def __init__(self) -> None:
+        self.device = EmulatedDevice(H200)
+
+    def version(self) -> str:
+        return "9.19.0, frontend 1.32.0"
+
+    def plans(self, spec: dict[str, Any], target: Target) -> list[list[str]]:
+        return CudnnCall.offers(spec, self.device)
+
+
+def with_epilogue(workload: Workload, text: str | None, residual: str = "") -> Workload:
+    """The workload with another epilogue; input 3 is a residual in the output's layout, or in ``residual``."""
+    y = workload.outputs[0]
+    inputs = (*workload.inputs, *([y.with_layout(residual or y.layout)] if text and "in3" in text else []))
+    return replace(workload, inputs=inputs, epilogue=parse(text) if text else None)
