@@ -94,8 +94,8 @@ def given(workload: Workload) -> Conv:
     """The numbers of a conv workload, rows and images apart even where it only mixes channels."""
     (n, c, h, w), (k, _, kh, kw), y = workload.inputs[0].shape, workload.inputs[1].shape, workload.outputs[0]
     pads, groups = workload.ints("pads"), int(workload.attr("group"))  # type: ignore[arg-type]
-    (sh, sw), (dh, dw) = workload.ints("strides"), workload.ints("dilations")
-    return Conv(n, c, h, w, k, *y.shape[2:], kh, kw, sh, sw, pads[0], pads[1], dh, dw, groups, y.layout == "NHWC")
+    (sh, sw), (dh, dw), (oh, ow) = workload.ints("strides"), workload.ints("dilations"), y.shape[2:]
+    return Conv(n, c, h, w, k, oh, ow, kh, kw, sh, sw, pads[0], pads[1], dh, dw, groups, y.layout == "NHWC")
 
 
 def _joined(workload: Workload) -> Conv:

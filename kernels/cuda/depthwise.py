@@ -423,13 +423,12 @@ def weights_kept(g: Grid, unroll: str) -> bool:
 def shared_box(g: Grid, block: str) -> list[Step]:
     """All threads copy what the block reads of the input, in vectors; a few loads are under way at a time."""
     fuse, job = fuse_all("xs", ("h", "w", "q") if g.conv.last else ("q", "h", "w"), "job")
-    plan: list[Step] = [
-        ComputeAt("xs", "out", block, "block"), *fuse, Split("xs", job, g.threads, "chunk", "copier", "guard"),
+    return [
+        ComputeAt("xs", "out", block, "block"), *fuse,
+        Split("xs", job, g.threads * min(COPIES, -(-box_elements(g) // (g.threads * g.reads))), "turn", "some", "guard"),
+        Split("xs", "some", g.threads, "load", "copier", "guard"), Unroll("xs", "load"),
         Bind("xs", "copier", "thread"), Vectorize("xs", "r"),
     ]  # fmt: skip
-    if box_elements(g) <= COPIES * g.threads * g.reads:
-        return [*plan, Unroll("xs", "chunk")]
-    return [*plan, Split("xs", "chunk", COPIES, "turn", "load", "guard"), Unroll("xs", "load")]
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------
