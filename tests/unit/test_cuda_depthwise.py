@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
 from cuda_conv_check import check, in_dtype
+from cuda_workloads import conv as general
 from dsl_cuda_check import H200, compiled
 from test_family_conv import conv
 
@@ -15,7 +17,10 @@ from wpk.core.workload import Workload
 from wpk.cuda import nvrtc
 from wpk.dsl.codegen.cuda import emit
 from wpk.kernels.cuda.conv_shape import given
-from wpk.kernels.cuda.depthwise import CudaDepthwise, grid_of
+from wpk.kernels.cuda.depthwise import CudaDepthwise
+from wpk.kernels.cuda.depthwise_grid import grid_of
+from wpk.measure.measurer import cuda_measurer
+from wpk.providers.generated import GeneratedProvider
 from wpk.settings import gpu_target
 
 FAMILY = CudaDepthwise()
@@ -75,6 +80,15 @@ def test_in_16_bits(name: str, dtype: str, layout: str) -> None:
     w = case(name, layout, dtype)
     space = FAMILY.space(w, H200)
     check(FAMILY, w, space.sample(Random(len(name))) if dtype == "float16" else space.default())
+
+
+@pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed")
+def test_measured_with_a_result_in_float32(tmp_path: Path) -> None:
+    with cuda_measurer(H200, tmp_path, emulate=True) as measurer:
+        for layout in LAYOUTS:
+            w = general(16, 32, 9, 3, 2, group=16, dtype="float16", layout=layout, result="float32")
+            (found,) = measurer.measure(w, GeneratedProvider(FAMILY, "cuda"), [FAMILY.space(w, H200).sample(Random(1))])
+            assert found.ok, found
 
 
 @pytest.mark.parametrize("seed", range(16))
