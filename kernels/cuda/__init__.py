@@ -2,6 +2,7 @@
 
 from wpk.kernels.cuda import gemm, gemm_mma, gemm_wgmma, joins, moves
 from wpk.kernels.cuda.attention import CudaAttention
+from wpk.kernels.cuda.attention_mma import CudaAttentionMma
 from wpk.kernels.cuda.conv import CudaConv
 from wpk.kernels.cuda.conv_mma import CudaConvMma
 from wpk.kernels.cuda.depthwise import CudaDepthwise
@@ -21,6 +22,7 @@ from wpk.kernels.family import Family
 FAMILIES: tuple[Family, ...] = (
     CudaGemv(), gemm_wgmma.CudaGemmWgmma(), gemm_wgmma.matmul(),
     gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaDepthwise(), CudaConvMma(), CudaConv(),
-    CudaEltwise(), CudaPool(), CudaSoftmax(), CudaAttention(), CudaLrn(), CudaNorm(), CudaReduce(), CudaGather(), CudaResize(),
+    CudaEltwise(), CudaPool(), CudaSoftmax(), CudaAttentionMma(), CudaAttention(),
+    CudaLrn(), CudaNorm(), CudaReduce(), CudaGather(), CudaResize(),
     moves.CudaMove(), moves.convert(), joins.CudaJoin(), joins.split(), CudaWinograd(), CudaWinogradMma(),
 )  # fmt: skip

@@ -17,8 +17,8 @@ from wpk.core.workload import Workload
 from wpk.providers.protocol import Code, Support
 from wpk.search.space import Space
 
-#: Conversions are between layouts, which ONNX does not know; views and opaque nodes are the planner's own business; attentions are
-#: joined for kernels that make them whole.
+#: Conversions are between layouts, which ONNX does not know; views and opaque nodes are the planner's own business; attentions
+#: are joined where there are kernels for them.
 _NOT = ("convert", "view", "onnx", "region", "attention")
 
 
