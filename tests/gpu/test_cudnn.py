@@ -37,6 +37,8 @@ EPILOGUES = {
     "relu6": "min(max(add(acc,in2),0.0),6.0)", "swish": "mul(add(acc,in2),sigmoid(add(acc,in2)))",
     "tanh": "tanh(add(acc,in2))", "gelu": "mul(mul(acc,0.5),add(erf(mul(acc,0.7071067811865476)),1.0))", "none": "",
 }  # fmt: skip
+#: All plans of this one are tried; of those without engines that come compiled only the first, which takes a second to compile.
+MAIN, COMPILED = "relu", ("relu6", "swish", "tanh", "gelu")
 #: failures of a plan that cuDNN lists but does not build
 REFUSED = ("launch", "invalid")
 
@@ -92,13 +94,14 @@ def computed(device: CudaDevice, provider: Cudnn, w: Workload, config: dict[str,
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "float16", "bfloat16"])
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 def test_all_plans_are_right(measurer: Measurer, target: Target, epilogue: str, dtype: str, layout: str) -> None:
-    """Through the measuring worker, with its guards around the output; the first guess of each form must run."""
+    """Through the measuring worker, with its guards around the output."""
     w = workload(epilogue, "float32" if dtype == "tf32" else dtype, layout, dtype == "tf32")
     provider = Cudnn()
     supported = provider.supports(w, target)
     assert supported, supported.reason
     configs = list(provider.space(w, target).enumerate())
-    most = configs if epilogue == "relu" else configs[:6]
+    whole = epilogue == MAIN and dtype in ("float32", "float16")
+    most = configs[: None if whole else 1 if epilogue in COMPILED else 4]
     found = list(zip(most, measurer.measure(w, provider, most), strict=True))
     assert all(m.ok or m.failure in REFUSED for _, m in found), [f for f in found if not f[1].ok]
     assert sum(m.ok for _, m in found) >= max(len(found) // 2, 1), found
@@ -111,7 +114,7 @@ def test_strict_float32_is_float32(device: CudaDevice, target: Target, epilogue:
     provider, w = Cudnn(), workload(epilogue, "float32", layout)
     (want,) = reference_output(w, random_inputs(w, 0))
     errors = {}
-    for config in provider.space(w, target).enumerate():
+    for config in list(provider.space(w, target).enumerate())[:5]:
         try:
             errors[str(config)] = relative_error(computed(device, provider, w, config, target), want)
         except DeviceError:
@@ -128,19 +131,14 @@ def test_tensor_cores_are_offered_to_tf32_only(target: Target) -> None:
 def test_the_workspace_is_limited(device: CudaDevice, target: Target) -> None:
     w = workload("relu", "float16", "ROW")  # channels last in the workspace
     tight, roomy = Cudnn(limit=0), Cudnn()
-    names = [{str(c) for c in p.space(w, target).enumerate()} for p in (tight, roomy)]
-    assert names[0] < names[1]
-    for config in list(roomy.space(w, target).enumerate())[:6]:
-        spec = roomy.build(w, config, target).spec or {}
-        with device._active():
-            try:
-                call = CudnnCall(spec, device)
-            except DeviceError:
-                continue
-            assert call.workspace_bytes <= roomy.limit + w.outputs[0].nbytes + 256
-            if str(config) not in names[0]:
-                with pytest.raises(DeviceError, match="workspace"):
-                    CudnnCall({**spec, "limit": 0}, device)
+    few, all_of_them = ([c for c in p.space(w, target).enumerate() if c["form"] == "narrow"] for p in (tight, roomy))
+    assert len(few) < len(all_of_them) and all(c in all_of_them for c in few)
+    config = next(c for c in all_of_them if c not in few)
+    spec = roomy.build(w, config, target).spec or {}
+    with device._active():
+        assert 0 < CudnnCall(spec, device).workspace_bytes <= roomy.limit
+        with pytest.raises(DeviceError, match="workspace"):
+            CudnnCall({**spec, "limit": 0}, device)
 
 
 def test_a_plan_that_is_gone_is_an_error(device: CudaDevice, target: Target, installed: str) -> None:
