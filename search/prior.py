@@ -19,6 +19,9 @@ from wpk.search.cost_model import Adapted, Array, CostModel, CostModelOptions, a
 #: Features of a config: (F,), the first the logarithm of an analytic estimate; None where there is no kernel.
 Features = Callable[[Config], Array | None]
 
+#: The model is fitted again once the measurements are this many times as many: fitting takes as long as eight looks.
+_MORE = 1.25
+
 
 @dataclass(frozen=True)
 class ScreenOptions:
@@ -35,28 +38,27 @@ class Screening:
     """A screen as :class:`wpk.search.strategy.Context` wants it, which learns from what it is told.
 
     Looking at a config means lowering it, which costs milliseconds: beyond ``most`` new ones the rest are taken to be average.
+    ``effort``: how many looks one counts for, by what was found.
     """
 
     def __init__(
         self, features: Features, model: CostModel | None = None, options: ScreenOptions | None = None,
-        learning: CostModelOptions | None = None,
+        learning: CostModelOptions | None = None, effort: Callable[[Array], float] = lambda row: 1.0,
     ) -> None:  # fmt: skip
-        self._features, self._model = features, model
+        self._features, self._model, self._effort = features, model, effort
         self._options = options or ScreenOptions()
         self._learning = learning or CostModelOptions()
         self._known: dict[str, Array | None] = {}
-        self._left = self._options.first
+        self._left = float(self._options.first)
         self._told: dict[str, tuple[Config, float]] = {}
         self._adapted: Adapted | None = None
-        self._stale = False
+        self._learned = 0
 
     def __call__(self, configs: Sequence[Config]) -> list[float]:
         """Costs of configs, smaller is better; those not looked at get the others' mean, those without a kernel the worst."""
         keys = [config_key(c) for c in configs]
         for key, config in zip(keys, configs, strict=True):
-            if key not in self._known and self._left > 0:
-                self._left -= 1
-                self._look(key, config)
+            self._look(key, config)
         rows = {k: row for k in keys if (row := self._known.get(k)) is not None}
         if not rows:
             return [0.0] * len(configs)
@@ -68,14 +70,13 @@ class Screening:
         """Learn from results; infinity for a failure."""
         self._left = self._options.most
         self._told.update((config_key(c), (c, s)) for c, s in results)
-        self._stale = True
 
     def _scores(self, rows: Array) -> Array:
         if self._adapted is None:
             self._adapted = Adapted(self._model, centre_of(rows), self._learning)
-        if self._stale and available():
+        if len(self._told) >= _MORE * self._learned and self._told and available():
+            self._learned = len(self._told)
             self._learn(self._adapted)
-        self._stale = False
         return self._adapted.score(rows)
 
     def _learn(self, adapted: Adapted) -> None:
@@ -87,6 +88,8 @@ class Screening:
             adapted.fit(np.stack([row for row, _ in told]), np.array([s for _, s in told]))
 
     def _look(self, key: str, config: Config) -> Array | None:
-        if key not in self._known:
-            self._known[key] = self._features(config)
-        return self._known[key]
+        """What a config's kernel looks like; None also where there is no effort left to look."""
+        if key not in self._known and self._left > 0:
+            row = self._known[key] = self._features(config)
+            self._left -= 1.0 if row is None else self._effort(row)
+        return self._known.get(key)

@@ -163,7 +163,7 @@ class Reinforced:
         pool = self._pool(rng)
         if not pool:
             return 0.0
-        mean, deviation, _ = self._promise(pool)
+        mean, deviation, _ = self._known_promise(pool)
         beyond = log(max(self._history.best / seconds, 1.0))
         return 1 - exp(-max(map(_improvement, (mean - beyond).tolist(), deviation.tolist())))
 
@@ -210,11 +210,17 @@ class Reinforced:
             deviation = deviation * (1 - 0.9 * (walks == walks[chosen[-1]]).mean(axis=1) ** 4)
         return chosen
 
-    def _promise(self, pool: Sequence[Config]) -> tuple[Array, Array, Ints]:
+    def _known_promise(self, pool: Sequence[Config]) -> tuple[Array, Array, Ints]:
+        """Mean and deviation of the worth of configs, by what was measured or else by the trained policy; and their walks."""
         walks = self._choices.encode(pool)
         mean, deviation = self._opinion(walks), np.full(len(pool), _UNSURE)
         if self._ready():
-            mean, deviation = self._critic.predict(walks, self._opinion(walks))
+            mean, deviation = self._critic.predict(walks, mean)
+        return mean, deviation, walks
+
+    def _promise(self, pool: Sequence[Config]) -> tuple[Array, Array, Ints]:
+        """The same, heeding the screen."""
+        mean, deviation, walks = self._known_promise(pool)
         if self._screen is not None:
             cost = np.argsort(np.argsort(self._screen(pool))) / len(pool)
             mean = mean - cost * (mean.std() + 0.02)

@@ -140,7 +140,7 @@ def test_a_config_without_a_kernel_comes_last() -> None:
 
 
 def test_screening_learns_from_a_run() -> None:
-    screen = Screening(vector)
+    screen = Screening(vector, None, ScreenOptions(first=64))
     told = [({"a": a, "b": b}, exp(-0.2 * a + 0.1 * b)) for a in range(0, 40, 3) for b in (0, 5, 9)]
     first = screen([c for c, _ in told])
     screen.tell(told)
