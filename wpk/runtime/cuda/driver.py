@@ -60,7 +60,7 @@ class CudaDevice:
         with self._active():
             # the first waits for, and is waited for by, the default stream, where other libraries work
             self._streams = [self._cuda.Stream(_NON_BLOCKING if i else 0) for i in range(_STREAMS)]
-            self._stage = self._cuda.pagelocked_empty(_STAGE, np.uint8)
+            self._stage = self._cuda.pagelocked_empty((_STAGE,), np.uint8)
 
     @property
     def name(self) -> str:
@@ -139,9 +139,10 @@ class CudaDevice:
         parameters = _Parameters(pointers, maps)
 
         def enqueue(stream: int) -> None:
-            for config, function in zip(configs, functions, strict=True):
-                config.hStream = self._driver.CUstream(stream)
-                self._checked(self._driver.cuLaunchKernelEx(config, function, parameters.address, 0))
+            with self._active():
+                for config, function in zip(configs, functions, strict=True):
+                    config.hStream = self._driver.CUstream(stream)
+                    self._checked(self._driver.cuLaunchKernelEx(config, function, parameters.address, 0))
 
         return enqueue
 
@@ -168,17 +169,13 @@ class CudaDevice:
 
     def record(self, work: Sequence[Enqueue], after: Sequence[Sequence[int]]) -> CudaGraph:
         """See :class:`Device`: a CUDA graph, captured with its branches on streams of their own."""
-        driver, streams = self._driver, [int(s.handle) for s in self._streams]
+        driver, events = self._driver, list[Any]()
         with self._active():
-            mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-            self._checked(driver.cuStreamBeginCapture(streams[0], mode))
             try:
-                self._capture(work, after, streams)
-            except BaseException:
-                with suppress(DeviceError):  # what was captured is of no use
-                    self._checked(driver.cuStreamEndCapture(streams[0]))
-                raise
-            graph = self._checked(driver.cuStreamEndCapture(streams[0]))
+                graph = self._captured(work, after, events)
+            finally:
+                for event in events:  # not before the capture that refers to them has ended
+                    driver.cuEventDestroy(event)
             try:
                 executable = self._checked(driver.cuGraphInstantiate(graph, 0))
             finally:
@@ -275,9 +272,24 @@ class CudaDevice:
         ))  # fmt: skip
         return ctypes.string_at(found.getPtr(), _MAP_BYTES)
 
-    def _capture(self, work: Sequence[Enqueue], after: Sequence[Sequence[int]], streams: list[int]) -> None:
+    def _captured(self, work: Sequence[Enqueue], after: Sequence[Sequence[int]], events: list[Any]) -> Any:
+        """The graph of ``work``; its events are added to ``events``."""
+        driver, streams = self._driver, [int(s.handle) for s in self._streams]
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        self._checked(driver.cuStreamBeginCapture(streams[0], mode))
+        try:
+            self._capture(work, after, streams, events)
+        except BaseException:
+            with suppress(DeviceError):  # what was captured is of no use
+                self._checked(driver.cuStreamEndCapture(streams[0]))
+            raise
+        return self._checked(driver.cuStreamEndCapture(streams[0]))
+
+    def _capture(
+        self, work: Sequence[Enqueue], after: Sequence[Sequence[int]], streams: list[int], events: list[Any]
+    ) -> None:
         lane = lanes(after, len(streams))
-        marks = {-1: self._mark(streams[0])}  # the beginning
+        marks = {-1: self._mark(streams[0], events)}  # the beginning
         entered, last = {0}, {0: -1}
         for i, enqueue in enumerate(work):
             before = [j for j in after[i] if lane[j] != lane[i]]
@@ -287,14 +299,13 @@ class CudaDevice:
             for j in before:
                 self._checked(self._driver.cuStreamWaitEvent(streams[lane[i]], marks[j], 0))
             enqueue(streams[lane[i]])
-            marks[i], last[lane[i]] = self._mark(streams[lane[i]]), i
+            marks[i], last[lane[i]] = self._mark(streams[lane[i]], events), i
         for other in entered - {0}:
             self._checked(self._driver.cuStreamWaitEvent(streams[0], marks[last[other]], 0))
-        for event in marks.values():
-            self._checked(self._driver.cuEventDestroy(event))
 
-    def _mark(self, stream: int) -> Any:
+    def _mark(self, stream: int, events: list[Any]) -> Any:
         event = self._checked(self._driver.cuEventCreate(_NO_TIMING))
+        events.append(event)
         self._checked(self._driver.cuEventRecord(event, stream))
         return event
 

@@ -19,6 +19,8 @@ TYPESTR = {
 }  # fmt: skip
 
 _CUDA, _CPU_DEVICES = 2, (1, 3)
+#: Bytes that kernels read at once.
+_ALIGN = 16
 #: DLPack's type codes
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
 
@@ -54,8 +56,12 @@ def device_array(port: Port, value: Any, what: str) -> int:
     if not on_device(value):
         raise FeedError(f"{what} {port.name!r}: expected an array on the GPU, found {type(value).__name__}")
     if hasattr(value, "__cuda_array_interface__"):
-        return _from_interface(port, value.__cuda_array_interface__, what)
-    return _from_dlpack(port, value, what)
+        pointer = _from_interface(port, value.__cuda_array_interface__, what)
+    else:
+        pointer = _from_dlpack(port, value, what)
+    if pointer % _ALIGN:
+        raise FeedError(f"{what} {port.name!r}: expected an address that is a multiple of {_ALIGN}, found {pointer:#x}")
+    return pointer
 
 
 def _from_interface(port: Port, interface: dict[str, Any], what: str) -> int:
