@@ -48,7 +48,7 @@ def space(workload: Workload, gpu: Gpu) -> Space:
         vectors = vectors_of(of, str(c["reduce"]), "float32", (t.m if s.last else t.n) * t.k * t.slices, t.k)
         return gemm.registers(c) + 2 * vectors // t.threads <= MOST_REGISTERS
 
-    return with_reading(gemm.space(product_of(s, orders(s)[0]), gpu), s, (0, s.c), fits)
+    return with_reading(gemm.space(product_of(s, orders(s)[0]), gpu, stream=True), s, (0, s.c), fits)
 
 
 def with_reading(product: Space, s: Conv, likely: tuple[int, ...], fits: Constraint) -> Space:

@@ -46,7 +46,7 @@ def space(workload: Workload, gpu: Gpu) -> Space:
         vectors = vectors_of(of, str(c["reduce"]), dtype, (t.m if s.last else t.n) * t.k * t.slices, t.k)
         return gemm_mma.registers(c) + 3 * vectors // t.threads <= MOST_REGISTERS
 
-    product = gemm_mma.space(product_of(s, orders(s)[0], by_k=True), dtype, gpu)
+    product = gemm_mma.space(product_of(s, orders(s)[0], by_k=True), dtype, gpu, stream=True)
     likely = (-(-s.c // 4) * 4, 0) if s.c % 4 else (0, s.c)
     return with_reading(product, s, likely, fits)
 

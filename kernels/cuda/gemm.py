@@ -64,13 +64,12 @@ from wpk.kernels.cuda.product import (
 from wpk.kernels.cuda.stream import (
     Shares,
     Stream,
-    slots_of,
+    shares_of,
     some_shares,
     stream_cycles,
     stream_of,
     streamed,
     streamed_steps,
-    streams,
 )
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of, unfit
@@ -172,7 +171,7 @@ def _split_axis(name: str, extent: int, inner: tuple[int, int, int]) -> tuple[tu
 def space(p: Product, gpu: Gpu, stream: bool = False) -> Space:
     """Thread tile, lanes and warps along both dimensions, step and split of k, padding, unrolling, block order, occupancy.
 
-    With ``stream``, blocks may share the tiles of an underfull last wave: so many at once, none where the wave is full.
+    With ``stream``, blocks may share the tiles of an underfull last wave: ``min_blocks`` of so many multiprocessors.
     """
     steps = -(-p.k // 8)
     knobs: tuple[Knob, ...] = (
@@ -191,9 +190,9 @@ def space(p: Product, gpu: Gpu, stream: bool = False) -> Space:
         Choice("order", ("mn", "nm"), "nm"),
         Ordered("group", (1, 2, 4, 8), 1),
         Ordered("min_blocks", (1, 2, 3, 4), 1),
-        *((Ordered("stream", slots_of(gpu), 0),) if stream else ()),
+        *((Ordered("stream", (0, gpu.sms), 0),) if stream else ()),
     )  # fmt: skip
-    limits = (*limits_of(p, gpu), *((lambda c: shared_well(p, gpu, c),) if stream else ()))
+    limits = (*limits_of(p, gpu), *((lambda c: shared_well(p, c),) if stream else ()))
     return Space(knobs, limits, first_configs(p, gpu, knobs, limits))
 
 
@@ -212,17 +211,14 @@ def limits_of(p: Product, gpu: Gpu) -> tuple[Constraint, ...]:
     )  # fmt: skip
 
 
-def shared_well(p: Product, gpu: Gpu, c: Config) -> bool:
-    """May the last tiles be shared as a config says? See :func:`wpk.kernels.cuda.stream.streams`."""
+def shared_well(p: Product, c: Config) -> bool:
+    """Where the last tiles are shared: is k in no other parts, and the last wave underfull?"""
     if c["stream"] == 0:
         return True
-    t, parts = tile_of(c), int(c["split_k"]) * int(c["slices"])
-    return streams(p, gpu, (t.m, t.n, t.k), parts, int(c["stream"]), resident(gpu, c))
-
-
-def resident(gpu: Gpu, c: Config) -> int:
-    """Blocks that a multiprocessor holds at once."""
-    return resident_blocks(gpu, tile_of(c).threads, registers(c), shared_bytes(c))
+    if int(c["split_k"]) * int(c["slices"]) > 1:
+        return False
+    t = tile_of(c)
+    return t.stream is not None and shares_of(p, t.m, t.n, t.k, t.stream.slots) is not None
 
 
 def registers(c: Config) -> int:
@@ -275,7 +271,7 @@ def first_configs(p: Product, gpu: Gpu, knobs: tuple[Knob, ...], limits: tuple[C
             "tile_k": max(int(k) for k in allowed["tile_k"] if int(k) <= 16), "stages": 3,
         }  # fmt: skip
         parts = [{**tile, "split_k": s, "slices": n} for s in allowed["split_k"] for n in allowed["slices"]]
-        parts += [{**tile, "stream": s} for s in allowed.get("stream", ()) if s]
+        parts += [{**tile, "stream": s, "min_blocks": n} for s in allowed.get("stream", ()) if s for n in allowed["min_blocks"]]
         found += cheapest([c for c in parts if tile_of(c).threads <= 256], lambda c: cost(p, gpu, c), limits)
     return tuple(sorted(found, key=lambda c: cost(p, gpu, c)))
 
@@ -288,10 +284,11 @@ def cheapest(configs: list[Config], cost: Callable[[Config], float], limits: tup
 def cost(p: Product, gpu: Gpu, c: Config) -> float:
     """Rough cycles; see :func:`wpk.kernels.cuda.product.cycles`."""
     t = tile_of(c)
+    resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
     m, n = int(c["tile_m"]), int(c["tile_n"])
     rate = 128 / (0.3 + max(1, 3 * (m + n) / (m * n)))  # a vector from shared memory takes as long as three vectors of products
     copied, stages = 4 * (t.m + t.n), int(c["stages"])
-    b = Block(t.m, t.n, t.k * t.slices, t.split, t.threads, resident(gpu, c), rate, copied, 0, t.slices, stages)
+    b = Block(t.m, t.n, t.k * t.slices, t.split, t.threads, resident, rate, copied, 0, t.slices, stages)
     return stream_cycles(gpu, b, shares(p, t)) if t.stream else cycles(p, gpu, b)
 
 

@@ -67,13 +67,12 @@ from wpk.kernels.cuda.product import (
 from wpk.kernels.cuda.stream import (
     Shares,
     Stream,
-    slots_of,
+    shares_of,
     some_shares,
     stream_cycles,
     stream_of,
     streamed,
     streamed_steps,
-    streams,
 )
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of, unfit
@@ -179,7 +178,7 @@ def fragment_axes(name: str, letters: str, extent: int, inner: tuple[int, ...]) 
 def space(p: Product, dtype: str, gpu: Gpu, stream: bool = False) -> Space:
     """Warps, fragments of a warp, depth and split of k, stages under way, swizzle, block order, occupancy.
 
-    With ``stream``, blocks may share the tiles of an underfull last wave: so many at once, none where the wave is full.
+    With ``stream``, blocks may share the tiles of an underfull last wave: ``min_blocks`` of so many multiprocessors.
     """
     row_bytes = p.k * DTYPE_BYTES[dtype]
     knobs: tuple[Knob, ...] = (
@@ -195,9 +194,9 @@ def space(p: Product, dtype: str, gpu: Gpu, stream: bool = False) -> Space:
         Choice("order", ("mn", "nm"), "nm"),
         Ordered("group", (1, 2, 4, 8), 1),
         Ordered("min_blocks", (1, 2, 3, 4), 1),
-        *((Ordered("stream", slots_of(gpu), 0),) if stream else ()),
+        *((Ordered("stream", (0, gpu.sms), 0),) if stream else ()),
     )  # fmt: skip
-    limits = (*limits_of(p, dtype, gpu), *((lambda c: shared_well(p, dtype, gpu, c),) if stream else ()))
+    limits = (*limits_of(p, dtype, gpu), *((lambda c: shared_well(p, dtype, c),) if stream else ()))
     return Space(knobs, limits, first_configs(p, dtype, gpu, knobs, limits))
 
 
@@ -215,17 +214,14 @@ def limits_of(p: Product, dtype: str, gpu: Gpu) -> tuple[Constraint, ...]:
     )  # fmt: skip
 
 
-def shared_well(p: Product, dtype: str, gpu: Gpu, c: Config) -> bool:
-    """May the last tiles be shared as a config says? See :func:`wpk.kernels.cuda.stream.streams`."""
+def shared_well(p: Product, dtype: str, c: Config) -> bool:
+    """Where the last tiles are shared: is k in no other parts, and the last wave underfull?"""
     if c["stream"] == 0:
         return True
+    if parts_of(c) > 1:
+        return False
     t = tile_of(c, dtype)
-    return streams(p, gpu, (t.m, t.n, t.k), parts_of(c), int(c["stream"]), resident(gpu, c, t))
-
-
-def resident(gpu: Gpu, c: Config, t: Tile) -> int:
-    """Blocks that a multiprocessor holds at once."""
-    return resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
+    return t.stream is not None and shares_of(p, t.m, t.n, t.k, t.stream.slots) is not None
 
 
 def registers(c: Config) -> int:
@@ -271,7 +267,7 @@ def first_configs(
         }  # fmt: skip
         tile["stages"] = 4 if shared_bytes({**tile, "slices": 1}) <= gpu.shared_per_sm // 3 else 3
         parts = [{**tile, "split_k": s, "slices": n} for s in allowed["split_k"] for n in allowed["slices"]]
-        parts += [{**tile, "stream": s} for s in allowed.get("stream", ()) if s]
+        parts += [{**tile, "stream": s, "min_blocks": n} for s in allowed.get("stream", ()) if s for n in allowed["min_blocks"]]
         parts = [c for c in parts if tile_of(c, dtype).threads <= 256]
         found += cheapest(parts, lambda c: cost(p, dtype, gpu, c), limits)
     return tuple(sorted(found, key=lambda c: cost(p, dtype, gpu, c)))
@@ -280,11 +276,12 @@ def first_configs(
 def cost(p: Product, dtype: str, gpu: Gpu, c: Config) -> float:
     """Rough cycles; see :func:`wpk.kernels.cuda.product.cycles`."""
     t, size = tile_of(c, dtype), DTYPE_BYTES[dtype]
+    resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
     read = t.threads // WARP * (16 * t.rows + 8 * t.columns) * size
     copied, stages = (t.m + t.n) * size, int(c["stages"])
     rate = RATE_BYTES / size
     b = Block(
-        t.m, t.n, t.k * t.slices, t.split, t.threads, resident(gpu, c, t), rate, copied, read // t.slices, t.slices, stages
+        t.m, t.n, t.k * t.slices, t.split, t.threads, resident, rate, copied, read // t.slices, t.slices, stages
     )  # fmt: skip
     return stream_cycles(gpu, b, shares(p, t)) if t.stream else cycles(p, gpu, b)
 

@@ -1,10 +1,10 @@
 """Stream-K: the tiles of a last, underfull wave are shared evenly by all blocks, by steps of k.
 
-A GPU holds ``slots`` blocks at once (multiprocessors times residency). Where they do not divide the tiles of a product, its
-last wave leaves some idle. Here whole waves are done as ever, a block a tile; then the steps of k of the tiles that remain are
-laid end to end and cut into ``slots`` shares of one length, a block each. A share begins and ends where it happens to, so it may
-have pieces of two tiles (no more, for it is shorter than a tile); pieces go to device memory, and a last kernel adds those of a
-tile in the order of k, then does the epilogue. No atomics: the same bits each time.
+A GPU holds ``slots`` blocks at once: its multiprocessors times the blocks that fit one. Where they do not divide the tiles of a
+product, its last wave leaves some idle. Here whole waves are done as ever, a block a tile; then the steps of k of the tiles that
+remain are laid end to end and cut into ``slots`` shares of one length, a block each. A share begins and ends where it happens to,
+so it may have pieces of two tiles (no more, for it is shorter than a tile); pieces go to device memory, and a last kernel adds
+those of a tile in the order of k, then does the epilogue. No atomics: the same bits each time.
 
 This is the data-parallel + stream-K hybrid of Osama, Merrill, Cecka, Garland and Owens, "Stream-K: Work-Centric Parallel
 Decomposition for Dense Matrix-Matrix Multiplication on the GPU", PPoPP 2023. It differs from theirs in that waves, shares and
@@ -67,9 +67,12 @@ class Shares:
 
 
 def stream_of(c: Config) -> Stream | None:
-    """What a config says, if it says so (one of a space without that knob does not)."""
-    slots = int(c["stream"]) if "stream" in c else 0
-    return Stream(slots, c["order"] == "mn", int(c["group"])) if slots else None
+    """What a config says: ``stream`` multiprocessors, each with room for ``min_blocks``; None where it does not share tiles.
+
+    Configs of a space without that knob do not.
+    """
+    sms = int(c["stream"]) if "stream" in c else 0
+    return Stream(sms * int(c["min_blocks"]), c["order"] == "mn", int(c["group"])) if sms else None
 
 
 def shares_of(p: Product, m: int, n: int, k: int, slots: int) -> Shares | None:
@@ -80,22 +83,12 @@ def shares_of(p: Product, m: int, n: int, k: int, slots: int) -> Shares | None:
     return Shares(tiles - rest, rest, steps, each) if rest and 10 * each <= 9 * steps else None
 
 
-def slots_of(gpu: Gpu) -> tuple[int, ...]:
-    """Values of a knob ``stream``: no shares, or so many blocks at once."""
-    return (0, *(n * gpu.sms for n in (1, 2, 3, 4)))
-
-
 def some_shares(p: Product, m: int, n: int, k: int, slots: int) -> Shares:
     """The same. Raises InvalidConfig where the last wave is as good as full."""
     found = shares_of(p, m, n, k, slots)
     if found is None:
         raise InvalidConfig(f"tiles of {m}x{n} fill the last wave of {slots} blocks: none to share")
     return found
-
-
-def streams(p: Product, gpu: Gpu, tile: tuple[int, int, int], parts: int, slots: int, resident: int) -> bool:
-    """May blocks share the last tiles: all ``slots`` run at once, k is in no other parts, the last wave is underfull?"""
-    return parts == 1 and slots <= gpu.sms * resident and shares_of(p, *tile, slots) is not None
 
 
 def stream_cycles(gpu: Gpu, b: Block, s: Shares) -> float:
@@ -110,19 +103,21 @@ def stream_cycles(gpu: Gpu, b: Block, s: Shares) -> float:
 
 @dataclass(frozen=True)
 class Loop:
-    """A main loop: what its stages' names end in, its axes, the tile it is about, its first step of k and how many it does."""
+    """A main loop: what its stages' names end in, its axes, the tile it is about, its first step of k; the most steps that it
+    does, and how many here, where that differs."""
 
     suffix: str
     axes: tuple[Axis, ...]
     tile: Expr
     first: Expr
-    count: Expr | None
+    most: int
+    count: Expr | None = None
 
 
 def waves(s: Shares) -> Loop:
     """A block a tile."""
     tile = Axis("tile", s.whole)
-    return Loop("", (tile,), tile.var, Const(0), None)
+    return Loop("", (tile,), tile.var, Const(0), s.steps)
 
 
 def shared(s: Shares) -> Loop:
@@ -132,7 +127,7 @@ def shared(s: Shares) -> Loop:
     tile = begin // s.steps + piece.var
     first = _max(begin - tile * s.steps, Const(0))
     end = _min(_min(begin + s.each, Const(s.rest * s.steps)) - tile * s.steps, Const(s.steps))
-    return Loop("_s", (share, piece), _min(tile, Const(s.rest - 1)) + s.whole, first, end - first)
+    return Loop("_s", (share, piece), _min(tile, Const(s.rest - 1)) + s.whole, first, s.each, end - first)
 
 
 def streamed(
@@ -147,7 +142,7 @@ def streamed(
     (mb, *m_axes), (nb, *n_axes) = rows[0], columns[0]
     inner = (*m_axes, *n_axes)
     at = tuple(x.var for x in inner)
-    ko, ki, kb = Axis("ko", s.steps), Axis("ki", k), Axis("kb", s.steps)
+    ki, kb = Axis("ki", k), Axis("kb", s.steps)
 
     def place(tile: Expr) -> tuple[Expr, ...]:
         *batch, m, n = corner(tile, p, mb.extent, nb.extent, stream)
@@ -155,6 +150,7 @@ def streamed(
 
     def summed(loop: Loop) -> list[Stage]:
         *batch, m, n = place(loop.tile)
+        ko = Axis("ko", loop.most)
         where = Where(
             loop.suffix, loop.axes, tuple(m_axes), tuple(n_axes), tuple(batch), m, n, (kb, ki), loop.first, (ko.var, ki.var)
         )  # fmt: skip
@@ -224,6 +220,6 @@ def streamed_steps(
 
 
 __all__ = [
-    "Loop", "Shares", "Stream", "corner", "shared", "shares_of", "slots_of", "some_shares", "stream_cycles", "stream_of",
-    "streamed", "streamed_steps", "streams", "waves",
+    "Loop", "Shares", "Stream", "corner", "shared", "shares_of", "some_shares", "stream_cycles", "stream_of", "streamed",
+    "streamed_steps", "waves",
 ]  # fmt: skip

@@ -54,7 +54,7 @@ EXAMPLES: tuple[tuple[str, Family, Workload, Config], ...] = (
     ("gemm_split", CudaGemm(), _PRODUCT, {**TILE, "split_k": 3}),
     ("gemm_pipeline", CudaGemm(), _PRODUCT, {**TILE, "rows": "kept", "stages": 3, "unroll_k": 4, "tile_k": 8}),
     ("gemm_mma", CudaGemmMma(), _BRAIN, _FRAGMENTS),
-    ("gemm_mma_stream", CudaGemmMma(), _BRAIN, {**_FRAGMENTS, "stream": 4}),
+    ("gemm_mma_stream", CudaGemmMma(), _BRAIN, {**_FRAGMENTS, "bytes_k": 32, "stages": 2, "stream": 4}),
 )
 
 
