@@ -14,7 +14,7 @@ from wpk.core.tensor import DTYPE_BYTES
 from wpk.dsl import affine
 from wpk.dsl.affine import Linear, linear
 from wpk.dsl.algorithm import Stage
-from wpk.dsl.ir import Binary, Const, Expr, Fetch, For, Load, Select, Stmt, Store, Var
+from wpk.dsl.ir import Binary, Const, Expr, Fetch, For, Load, Select, Side, Stmt, Store, Var
 
 #: elements of a box along one dimension, and dimensions of a tensor
 LONGEST, MOST_DIMENSIONS = 256, 5
@@ -22,25 +22,39 @@ LONGEST, MOST_DIMENSIONS = 256, 5
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a stage lies in memory: its axes in order, and (axis, width) of panels, whose number takes the axis's place."""
+    """Where a stage lies in memory: its axes in order, (axis, width) of panels, whose number takes the axis's place, and axes
+    that are one dimension together."""
 
     order: tuple[str, ...]
-    lanes: tuple[str, int] | None
+    lanes: tuple[str, int] | None = None
+    join: tuple[tuple[str, ...], ...] = ()
+
+    def dimensions(self, extents: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """The dimension of each axis, and its step along that."""
+        found: dict[str, tuple[int, int]] = {}
+        inner = {n for group in self.join for n in group[1:]}
+        dimension = -1
+        for axis in self.order:
+            dimension += axis not in inner
+            found = {a: (d, step * extents[axis] if d == dimension else step) for a, (d, step) in found.items()}
+            found[axis] = (dimension, 1)
+        return found
 
 
 def expand(fetch: Fetch) -> tuple[Stmt, ...]:
     """A Fetch as the loops it means."""
     names = [Var(f"{fetch.buffer}_box{i}") for i in range(len(fetch.box))]
     to, of = list(fetch.indices), list(fetch.origin)
-    for name, (target, source, _) in zip(names, fetch.box, strict=True):
-        to[target], of[source] = to[target] + name, of[source] + name
+    for name, side in zip(names, fetch.box, strict=True):
+        to[side.buffer] = to[side.buffer] + (name * side.step if side.step > 1 else name)
+        of[side.source] = of[side.source] + name
     inside: Expr = Const(True, "bool")
     for at, size in zip(of, fetch.sizes, strict=True):
         inside = inside & (Const(-1) < at) & (at < size)
     zero = Const(0, fetch.dtype) if "int" in fetch.dtype else Const(0.0, "float32")
     body: Stmt = Store(fetch.buffer, tuple(to), Select(inside, Load(fetch.source, tuple(of)), zero))
-    for name, (_, _, extent) in reversed(list(zip(names, fetch.box, strict=True))):
-        body = For(name.name, Const(0), Const(extent), "serial", (body,))
+    for name, side in reversed(list(zip(names, fetch.box, strict=True))):
+        body = For(name.name, Const(0), Const(side.count), "serial", (body,))
     return (body,)
 
 
@@ -72,21 +86,21 @@ def _boxes(
     stage: Stage, placed: Placed, extents: Mapping[str, int], place: Mapping[str, int], at: Load, sizes: tuple[int, ...]
 ) -> tuple[Stmt, ...] | str:
     cut, width = placed.lanes or ("", 0)
-    axes = [(d, a, extents[a]) for d, a in enumerate(placed.order) if extents[a] > 1 and a != cut]
-    panels, indices = 1, [Const(0)] * (len(placed.order) + bool(width))
+    where = placed.dimensions(extents)
+    rank, panels = max(d for d, _ in where.values()) + 1, 1
+    box = tuple(Side(where[a][0], place[a], extents[a], where[a][1]) for a in placed.order if extents[a] > 1 and a != cut)
     if width:
-        axes.append((len(placed.order), cut, width))
-        panels = extents[cut] // width
-    box = tuple((d, place[a], n) for d, a, n in axes)
-    ordered = [d for _, d, _ in box]
-    if not box or ordered != sorted(ordered) or ordered[-1] != len(sizes) - 1 or max(n for *_, n in box) > LONGEST:
+        box, panels, rank = (*box, Side(rank, place[cut], width)), extents[cut] // width, rank + 1
+    indices = [Const(0)] * rank
+    ordered = [side.source for side in box]
+    if not box or ordered != sorted(ordered) or ordered[-1] != len(sizes) - 1 or max(x.count for x in box) > LONGEST:
         return f"in memory it has not the order of {at.buffer}, or more than {LONGEST} elements along a dimension"
     if panels == 1:
         return (Fetch(stage.name, tuple(indices), at.buffer, at.indices, box, sizes, stage.dtype),)
     var, origin = Var(f"{stage.name}_panel"), list(at.indices)
     origin[place[cut]] = origin[place[cut]] + var * width
     to: list[Expr] = [*indices]
-    to[placed.order.index(cut)] = var
+    to[where[cut][0]] = var
     one = Fetch(stage.name, tuple(to), at.buffer, tuple(origin), box, sizes, stage.dtype)
     return (For(var.name, Const(0), Const(panels), "unroll", (one,)),)
 

@@ -262,18 +262,28 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
+class Side:
+    """``count`` elements of a box: along a dimension of source one by one, along one of buffer by steps of ``step``."""
+
+    buffer: int
+    source: int
+    count: int
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """A box of ``source`` goes to ``buffer`` at once: ``buffer[indices + i] = source[origin + i]``, 0 where source ends.
 
-    ``box``: (dimension of buffer, dimension of source, elements) for each extent, slowest first; along all other dimensions the
-    box is one element. ``sizes`` is the shape of source, ``dtype`` that of both.
+    ``box`` has a side for each extent, slowest first; along all other dimensions the box is one element. ``sizes`` is the shape
+    of source, ``dtype`` that of both.
     """
 
     buffer: str
     indices: tuple[Expr, ...]
     source: str
     origin: tuple[Expr, ...]
-    box: tuple[tuple[int, int, int], ...]
+    box: tuple[Side, ...]
     sizes: tuple[int, ...]
     dtype: str
 

@@ -198,13 +198,14 @@ class _Lowering:
     def _segment(self, walk: _Walk, order: tuple[str, ...], first: int, end: int, init: bool) -> Body:
         loop, kind, extent = order[0], walk.nest.kind(order[0]), end - first
         stop = None if init else self._stop(walk, loop)
-        if extent == 1 and kind != "thread" and stop is None:
+        piped, _, fetch = self.s.pipelines.get(walk.stage.name, ("", 0, False))
+        if extent == 1 and kind != "thread" and stop is None and not (fetch and piped == loop and not init):
             walk.env[loop] = Const(first)
             body = self._inside(walk, order, init)
             del walk.env[loop]
             return body
         var = f"{walk.stage.name}_{loop}"
-        if self.s.pipelines.get(walk.stage.name, ("", 0, False))[0] == loop and not init:
+        if piped == loop and not init:
             return self._pipelined(walk, order, end, stop)
         outside, self.parallel = self.parallel, self.parallel or kind == "parallel" or kind in BLOCK_KINDS
         if kind == "thread":
@@ -280,7 +281,7 @@ class _Lowering:
         plain = [t for t in self.stages.values() if t.name in self.live and self.s.placement(t.name) == Placement()]
         shapes = {t.name: tuple(a.extent for a in t.axes) for t in plain}
         shapes |= {p.name: p.shape for p in self.params.values() if p.values is None}
-        placed = Placed(place.storage or tuple(a.name for a in stage.axes), place.lanes)
+        placed = Placed(place.storage or tuple(a.name for a in stage.axes), place.lanes, place.join)
         found = fetched(stage, placed, box, shapes, self.ranges)
         if isinstance(found, str):
             raise ScheduleError(f"fetch {stage.name}: {found}")

@@ -79,7 +79,7 @@ def _stmt(stmt: Stmt, depth: int) -> Iterator[str]:
             operands = ", ".join(_access(name, at) for name, at in stmt.operands)
             yield f"{pad}{stmt.instr}({operands})"
         case Fetch():
-            box = " × ".join(str(n) for *_, n in stmt.box)
+            box = " × ".join(str(side.count) for side in stmt.box)
             yield f"{pad}{_access(stmt.buffer, stmt.indices)} = fetch {box} of {_access(stmt.source, stmt.origin)}"
         case Barrier():
             yield f"{pad}barrier" + (f" wait {stmt.wait}" if stmt.wait is not None else "")

@@ -79,7 +79,7 @@ class Rewrite:
                 to, indices = self.access(stmt.buffer, tuple(map(self.expr, stmt.indices)))
                 of, origin = self.access(stmt.source, tuple(map(self.expr, stmt.origin)))
                 grown = len(indices) - len(stmt.indices)
-                box = tuple((d + grown, source, n) for d, source, n in stmt.box)
+                box = tuple(replace(side, buffer=side.buffer + grown) for side in stmt.box)
                 return replace(stmt, buffer=to, indices=indices, source=of, origin=origin, box=box)
             case Barrier() | Commit() | Settle():
                 return stmt

@@ -86,6 +86,7 @@ def workloads() -> Iterator[Workload]:
                 yield conv(32, 16, 6, 1, 2, dtype=dtype, layout=layout, tf32=tf32)
                 yield conv(3, 16, 15, 7, 2, dtype=dtype, layout=layout, tf32=tf32)
         yield gemm(1, 64, 96, dtype)
+        yield conv(64, 24, 9, 3, dtype=dtype, layout="NHWC")  # whole steps of channels
         yield conv(16, 24, 1, 1, dtype=dtype, result="float32")  # the last layer of a model in lower precision
         yield plain("softmax", (6, 70), dtype, axis=1)
         yield Workload(

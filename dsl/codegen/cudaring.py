@@ -37,8 +37,8 @@ class TensorMaps:
         """The parameter that describes a fetch."""
         size, sizes = C_TYPES[fetch.dtype][2], fetch.sizes
         box = [1] * len(sizes)
-        for _, source, extent in fetch.box:
-            box[source] = extent
+        for side in fetch.box:
+            box[side.source] = side.count
         strides = tuple(prod(sizes[d:]) * size for d in range(len(sizes) - 1, 0, -1))
         parameter, offset = self.places[fetch.source]
         tensor = TensorMap(parameter, fetch.dtype, sizes[::-1], strides, tuple(box[::-1]), swizzle, offset)
@@ -144,7 +144,7 @@ def ring_depth(body: tuple[Stmt, ...]) -> int:
 def fetched_bytes(stmt: Stmt) -> int:
     """Bytes that a fetch, or a loop of fetches, brings; 0 for another statement."""
     if isinstance(stmt, Fetch):
-        return prod(n for *_, n in stmt.box) * C_TYPES[stmt.dtype][2]
+        return prod(side.count for side in stmt.box) * C_TYPES[stmt.dtype][2]
     if not isinstance(stmt, For):
         return 0
     return (linear(stmt.stop, {}).const - linear(stmt.start, {}).const) * sum(map(fetched_bytes, stmt.body))

@@ -5,6 +5,7 @@ from wpk.kernels.cuda.attention import CudaAttention
 from wpk.kernels.cuda.attention_mma import CudaAttentionMma
 from wpk.kernels.cuda.conv import CudaConv
 from wpk.kernels.cuda.conv_mma import CudaConvMma
+from wpk.kernels.cuda.conv_wgmma import CudaConvWgmma
 from wpk.kernels.cuda.depthwise import CudaDepthwise
 from wpk.kernels.cuda.eltwise import CudaEltwise
 from wpk.kernels.cuda.gather import CudaGather
@@ -21,7 +22,8 @@ from wpk.kernels.family import Family
 #: where nothing is measured, the first that fits is taken: the special before the general
 FAMILIES: tuple[Family, ...] = (
     CudaGemv(), gemm_wgmma.CudaGemmWgmma(), gemm_wgmma.matmul(),
-    gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaDepthwise(), CudaConvMma(), CudaConv(),
+    gemm_mma.CudaGemmMma(), gemm_mma.matmul(), gemm.CudaGemm(), gemm.matmul(), CudaDepthwise(), CudaConvWgmma(),
+    CudaConvMma(), CudaConv(),
     CudaEltwise(), CudaPool(), CudaSoftmax(), CudaAttentionMma(), CudaAttention(),
     CudaLrn(), CudaNorm(), CudaReduce(), CudaGather(), CudaResize(),
     moves.CudaMove(), moves.convert(), joins.CudaJoin(), joins.split(), CudaWinograd(), CudaWinogradMma(),

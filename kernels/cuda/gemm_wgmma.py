@@ -8,7 +8,7 @@ Constant weights are packed along k, so that tiles may have any number of column
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,9 +17,9 @@ from wpk.core.result import Config
 from wpk.core.target import Gpu, Target
 from wpk.core.tensor import DTYPE_BYTES
 from wpk.core.workload import Workload
-from wpk.dsl.algorithm import Algorithm
+from wpk.dsl.algorithm import Algorithm, Axis
 from wpk.dsl.fetch import LONGEST
-from wpk.dsl.ir import Load
+from wpk.dsl.ir import Expr, Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import (
     Bind,
@@ -94,18 +94,23 @@ def tile_of(c: Config) -> Tile:
     return Tile(int(c["groups_m"]), int(c["groups_n"]), int(c["rows"]), int(c["columns"]), int(c["split_k"]))
 
 
+#: (axes of m) → indices of a row in ``as``, and its place in the output
+Rows = Callable[[tuple[Axis, ...]], tuple[tuple[Expr, ...], Expr]]
+
 # --- THE ALGORITHM ------------------------------------------------------------------------------------------------------
 
 
-def algorithm(p: Product, t: Tile, e: Ends) -> Algorithm:
+def algorithm(p: Product, t: Tile, e: Ends, rows: Rows | None = None) -> Algorithm:
     """out[m, n] = epilogue(sum over k of as[k, m] * bs[k, n]), m = ((((mb*groups + mw)*rows + mi)*4 + mp)*2 + mh)*8 + mg,
-    n = (((nb*groups + nw)*panels + no)*pieces + ni)*8 + 2*nq + nv."""
+    n = (((nb*groups + nw)*panels + no)*pieces + ni)*8 + 2*nq + nv. ``rows`` gives a row's indices in ``as`` and its place in
+    out, from the axes of m."""
     batch = batch_axes(p)
     m_axes, m = fragment_axes("m", "bwiphg", p.m, (t.groups_m, t.rows, 4, 2, 8))
+    row, m = rows(m_axes) if rows else ((m,), m)
     n_axes, n = fragment_axes("n", "bwoiqv", p.n, (t.groups_n, *pieces(p, t), 4, 2))
     k = k_axes(p.k, STEP, t.split)
     stages = [e.a((k.kb, k.ki), m_axes[0].extent * t.m), e.b((k.kb, k.ki), n_axes[0].extent * t.n)]
-    a, b = Load("as", (*batch_index(batch, p.a_batch), *k.at, m)), Load("bs", (*batch_index(batch, p.b_batch), *k.at, n))
+    a, b = Load("as", (*batch_index(batch, p.a_batch), *k.at, *row)), Load("bs", (*batch_index(batch, p.b_batch), *k.at, n))
     at = (*(x.var for x in batch), m, n)
     return summed(e, stages, a * b, k, (*batch, *m_axes, *n_axes), at)
 
@@ -118,8 +123,8 @@ def pieces(p: Product, t: Tile) -> tuple[int, int]:
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
 
 
-def space(p: Product, gpu: Gpu, dtype: str) -> Space:
-    """Warpgroups, fragments of each, stages under way, splits of k, block order."""
+def space(p: Product, gpu: Gpu, dtype: str, fetch: tuple[int, ...]) -> Space:
+    """Warpgroups, fragments of each, stages under way, splits of k, block order; ways to ``fetch`` (TMA), best first."""
     columns = (16, 32, 64, 96, 128, 192, 256) if p.trans_b else (64, 128, 192, 256)
     knobs: tuple[Knob, ...] = (
         Ordered("groups_m", (1, 2, 4), 1),
@@ -128,7 +133,7 @@ def space(p: Product, gpu: Gpu, dtype: str) -> Space:
         Ordered("columns", columns, 64),
         Ordered("stages", (1, 2, 3, 4, 5, 6, 8), 4 if p.k > 3 * STEP else 1),
         Ordered("split_k", tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16) if s == 1 or s * 2 * STEP <= p.k), 1),
-        Choice("copy", ("tma", "async") if aligned(p, dtype) else ("async",), "tma" if aligned(p, dtype) else "async"),
+        Choice("fetch", fetch, fetch[0]),
         Choice("order", ("mn", "nm"), "nm"),
         Ordered("group", (1, 2, 4, 8, 16), 1),
         Ordered("min_blocks", (1, 2), 1),
@@ -143,7 +148,7 @@ def limits_of(p: Product, gpu: Gpu, dtype: str) -> tuple[Constraint, ...]:
         lambda c: registers(c) <= MOST_REGISTERS,
         lambda c: tile_of(c).threads <= 4 * GROUP,
         lambda c: int(c["min_blocks"]) * tile_of(c).threads * registers(c) <= gpu.registers_per_sm,
-        lambda c: c["copy"] == "async" or (int(c["stages"]) > 1 and longest(p, tile_of(c)) <= LONGEST),
+        lambda c: not c["fetch"] or (int(c["stages"]) > 1 and longest(p, tile_of(c)) <= LONGEST),
         lambda c: tile_of(c).m < max(2 * p.m, 65),
         lambda c: tile_of(c).n < max(2 * p.n, min(tile_of(c).n, PANEL) + 1),
         lambda c: int(c["min_blocks"]) * shared_bytes(c, dtype) <= min(gpu.shared_per_block, gpu.shared_per_sm),
@@ -209,8 +214,10 @@ def cost(p: Product, gpu: Gpu, c: Config, dtype: str) -> float:
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
 
 
-def steps(p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] | None = None) -> list[Step]:
-    """The schedule of a config. ``strides`` as in :func:`wpk.kernels.cuda.gemm.steps`.
+def steps(
+    p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] | None = None, a_steps: Sequence[Step] = ()
+) -> list[Step]:
+    """The schedule of a config. ``strides`` as in :func:`wpk.kernels.cuda.gemm.steps`; ``a_steps``: that of ``as``, if another.
 
     block (tiles, splits of k): thread (warpgroups, their threads): acc = 0; for ko: [copies under way]; acc += wgmma(as, bs);
     epilogue.
@@ -227,10 +234,10 @@ def steps(p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] |
         Reorder("acc", (*parts, *batch, *threads, "ko", "ki", "mi", "mh", "no", "ni", "nv")),
         *(Unroll("acc", x) for x in ("ki", "mi", "mh", "no", "ni", "nv")), Tensorize("acc", "ki", instr.name),
         ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
-        *([Pipeline("acc", "ko", int(c["stages"]), c["copy"] == "tma")] if int(c["stages"]) > 1 else []),
+        *([Pipeline("acc", "ko", int(c["stages"]), bool(c["fetch"]))] if int(c["stages"]) > 1 else []),
     ]  # fmt: skip
     a_stride, b_stride = strides or row_lengths(p)
-    plan += staged_tile("as", "m", len(p.a_batch), a_stride, p.trans_a, t.m, t, dtype)
+    plan += a_steps or staged_tile("as", "m", len(p.a_batch), a_stride, p.trans_a, t.m, t, dtype)
     plan += staged_tile("bs", "n", len(p.b_batch), b_stride, not p.trans_b, t.n, t, dtype)
     place = (*batch, "mb", "mw", "mi", "mp", "mh", "mg", "nb", "nw", "no", "ni", "nq")
     return plan + (added_parts(place) if t.split > 1 else [])
@@ -296,7 +303,8 @@ class CudaGemmWgmma:
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""
         assert target.gpu is not None
-        return space(multiplied(workload), target.gpu, workload.inputs[0].dtype)
+        p, dtype = multiplied(workload), workload.inputs[0].dtype
+        return space(p, target.gpu, dtype, (1, 0) if aligned(p, dtype) else (0,))
 
     def build(self, workload: Workload, config: Config, target: Target) -> Built:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""

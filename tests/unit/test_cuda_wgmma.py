@@ -18,7 +18,7 @@ from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
 from wpk.cuda import emulator, nvrtc
 from wpk.dsl.codegen.cuda import emit
-from wpk.dsl.ir import Alloc, Buffer, Const, Fetch, For, Kernel, Load, Store, Var
+from wpk.dsl.ir import Alloc, Buffer, Const, Fetch, For, Kernel, Load, Side, Store, Var
 from wpk.dsl.schedule import ScheduleError
 from wpk.kernels.cuda.gemm_wgmma import CudaGemmWgmma, matmul
 from wpk.kernels.instr.wgmma import wgmma
@@ -27,9 +27,9 @@ from wpk.settings import gpu_target
 FAMILY = CudaGemmWgmma()
 
 
-def config(w: Workload, **changes: int | str) -> Config:
+def config(w: Workload, **changes: int) -> Config:
     plain: Config = {"groups_m": 1, "groups_n": 1, "rows": 1, "split_k": 1, "order": "nm", "group": 1, "min_blocks": 1}
-    return {**FAMILY.space(w, H200).default(), **plain, "copy": "async", **changes}
+    return {**FAMILY.space(w, H200).default(), **plain, "fetch": 0, **changes}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -38,8 +38,8 @@ def test_every_layout(dtype: str, trans_a: bool, trans_b: bool) -> None:
     w = workload(104, 136, 200, trans_a, trans_b, dtype)
     assert FAMILY.matches(w, H200) is None
     inputs, want = operands(w)
-    for copy in ("async", "tma"):
-        c = config(w, groups_n=1 + trans_a, columns=128 if not trans_b else 96, stages=3, copy=copy)
+    for fetch in (False, True):
+        c = config(w, groups_n=1 + trans_a, columns=128 if not trans_b else 96, stages=3, fetch=fetch)
         close(emulated(FAMILY.build(w, c, H200).kernel, inputs), want, dtype)
 
 
@@ -53,7 +53,8 @@ def boxes(columns: int) -> Kernel:
     """y[k] = the box of 4 rows from (3 k - 2) and ``columns`` columns from 8 of x, in a ring of two slots."""
     k, t, i = Var("k"), Var("t"), Var("i")
     at = t * (columns // 8) + i
-    fetch = Fetch("s", (k % 2, Const(0), Const(0)), "x", (k * 3 - 2, Const(8)), ((1, 0, 4), (2, 1, columns)), (10, 24), "float32")
+    box = Side(1, 0, 4), Side(2, 1, columns)
+    fetch = Fetch("s", (k % 2, Const(0), Const(0)), "x", (k * 3 - 2, Const(8)), box, (10, 24), "float32")
     copy = Store("y", (k, at // columns, at % columns), Load("s", (k % 2, at // columns, at % columns)))
     use = For("i", Const(0), Const(columns // 8), "serial", (copy,))
     ring = For("k", Const(0), Const(5), "ring", (fetch, use), 2)
@@ -74,16 +75,16 @@ def test_boxes_mean_what_is_fetched(columns: int) -> None:
 def test_only_rows_of_whole_pieces_are_fetched() -> None:
     w = workload(64, 64, 203, False, True, "float16")
     with pytest.raises(ScheduleError, match="rows of a are no multiple of 16 bytes"):
-        FAMILY.build(w, config(w, columns=64, copy="tma"), H200)
-    assert FAMILY.space(w, H200).default()["copy"] == "async"
+        FAMILY.build(w, config(w, columns=64, fetch=True), H200)
+    assert FAMILY.space(w, H200).default()["fetch"] == 0
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"groups_m": 2, "columns": 64, "stages": 4}, {"rows": 2, "columns": 32, "stages": 2, "split_k": 3},
-        {"groups_m": 2, "columns": 64, "stages": 4, "copy": "tma"},
-        {"rows": 2, "columns": 32, "stages": 2, "split_k": 3, "copy": "tma"},
+        {"groups_m": 2, "columns": 64, "stages": 4, "fetch": True},
+        {"rows": 2, "columns": 32, "stages": 2, "split_k": 3, "fetch": True},
         {"groups_m": 2, "groups_n": 2, "columns": 16, "stages": 1},
     ],
 )  # fmt: skip
@@ -157,12 +158,12 @@ RING_BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("copy", "text", "instead", "kind"), [
-    *(("async", *b) for b in BROKEN), *(("tma", *b) for b in RING_BROKEN)
+@pytest.mark.parametrize(("fetch", "text", "instead", "kind"), [
+    *((False, *b) for b in BROKEN), *((True, *b) for b in RING_BROKEN)
 ])  # fmt: skip
-def test_a_broken_protocol_is_found(copy: str, text: str, instead: str, kind: str) -> None:
+def test_a_broken_protocol_is_found(fetch: bool, text: str, instead: str, kind: str) -> None:
     w = workload(64, 32, 504, False, True, "float16")
-    source = emit(FAMILY.build(w, config(w, columns=32, stages=3, copy=copy), H200).kernel, "sm_90a")
+    source = emit(FAMILY.build(w, config(w, columns=32, stages=3, fetch=fetch), H200).kernel, "sm_90a")
     assert text in source.text
     with pytest.raises(emulator.EmulationError) as found:
         run(replace(source, text=source.text.replace(text, instead)), w)
@@ -190,11 +191,11 @@ def run(source: CudaSource, w: Workload) -> np.ndarray:
 
 
 @pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed")
-@pytest.mark.parametrize("copy", ["async", "tma"])
+@pytest.mark.parametrize("fetch", [False, True])
 @pytest.mark.parametrize("trans_b", [False, True])
-def test_large_tiles_compile_without_spills(trans_b: bool, copy: str) -> None:
+def test_large_tiles_compile_without_spills(trans_b: bool, fetch: bool) -> None:
     w = workload(4096, 4096, 4096, False, trans_b, "bfloat16")
-    kernel = FAMILY.build(w, config(w, groups_m=2, columns=256, stages=4, copy=copy), H200).kernel
+    kernel = FAMILY.build(w, config(w, groups_m=2, columns=256, stages=4, fetch=fetch), H200).kernel
     for resources in compiled(kernel).values():
         assert resources.local_bytes == 0
         assert resources.registers <= 224
