@@ -61,6 +61,8 @@ Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 #: Share of the budget for the layout conversions that the plan turns out to need.
 _CONVERSIONS = 0.06
+#: Configs of a library that are measured for a task: oneDNN has a handful of layouts, cuDNN tens of engines; on a CPU, on a GPU.
+_LIBRARY_CONFIGS = (6, 12)
 #: Candidates tried for each conversion.
 _CONVERSION_TRIALS = 12
 #: Rounds of asking which conversions the best plan needs and measuring them.
@@ -261,7 +263,7 @@ def tune_graphs(
     everything = list(tasks)
     asked = TuneOptions(
         options.budget * (1 - _CONVERSIONS), options.trials, options.strategy, options.seed, rl=options.rl,
-        screen=options.screen,
+        screen=options.screen, library_configs=_LIBRARY_CONFIGS[shop.target.arch == "cuda"],
     )
     roofs = roofs_of(tasks, shop) if options.cluster is None else {}
     with open_measurer(shop, options) as measurer:
