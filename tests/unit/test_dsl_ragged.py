@@ -54,7 +54,8 @@ def operands() -> tuple[list[np.ndarray], np.ndarray]:
 TOGETHER: list[Step] = [
     Bind("out", "r", "block.x"), Bind("out", "c", "thread"),
     ComputeAt("total", "out", "c", "register"), Reorder("total", ("r", "c", "kb", "ki")), Unroll("total", "ki"),
-    ComputeAt("ws", "total", "kb", "block"), Fuse("ws", "ki", "c", "job"), Split("ws", "job", COLUMNS, "chunk", "copier", "guard"),
+    ComputeAt("ws", "total", "kb", "block"), Fuse("ws", "ki", "c", "job"),
+    Split("ws", "job", COLUMNS, "chunk", "copier", "guard"),
     Unroll("ws", "chunk"), Bind("ws", "copier", "thread"),
 ]  # fmt: skip
 
