@@ -6,11 +6,13 @@ cap it), so that the elements an access touches while its inner loops run are a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from math import prod
 
 from wpk.core.tensor import DTYPE_BYTES
+from wpk.dsl.affine import linear, substitute
 from wpk.dsl.fetch import expand as expand_fetch
 from wpk.dsl.instr import expand
 from wpk.dsl.ir import (
@@ -39,6 +41,9 @@ from wpk.dsl.ir import (
 
 LINE = 64
 
+#: Iterations of loops around for which the iterations of one that depends on them are counted.
+_MOST_ENUMERATED = 2048
+
 #: Cost of a scalar or vector function in simple operations.
 _FUNCTION = {
     "exp": 18, "log": 20, "erf": 22, "tanh": 24, "sigmoid": 22, "sqrt": 8, "rsqrt": 6, "recip": 4, "pow": 40, "/": 6,
@@ -50,7 +55,7 @@ Steps = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """A loop entered: ``trip`` iterations (the most, where that depends on others)."""
+    """A loop entered: ``trip`` iterations (on average, where that depends on others)."""
 
     var: str
     trip: int
@@ -264,12 +269,24 @@ def walk(kernel: Kernel) -> Nest:
 
 
 def _extent(loop: For, trips: Mapping[str, int]) -> int:
-    """Iterations, the most where the ends depend on other loops."""
+    """Iterations, on average where the ends depend on other loops."""
     if isinstance(loop.start, Const) and isinstance(loop.stop, Const):
         return max(int(loop.stop.value) - int(loop.start.value), 1)
+    count = loop.stop - loop.start
+    around = [(v, trips.get(v, 1)) for v in dict.fromkeys(_variables(count))]
+    if prod(n for _, n in around) <= _MOST_ENUMERATED:
+        return max(round(_mean(count, around)), 1)
     (low, first), (high, last) = _form(loop.start, trips), _form(loop.stop, trips)
     grow = (max(last.get(v, 0.0) - first.get(v, 0.0), 0.0) * (trips.get(v, 1) - 1) for v in {*first, *last})
     return max(int(high - low + sum(grow)), 1)
+
+
+def _mean(count: Expr, around: Sequence[tuple[str, int]]) -> float:
+    """The average of a number of iterations over those of the loops around."""
+    values = product(*(range(n) for _, n in around))
+    env = ({v: Const(i) for (v, _), i in zip(around, at, strict=True)} for at in values)
+    found = [max(linear(substitute(count, e), {}).const, 0) for e in env]
+    return sum(found) / len(found)
 
 
 def _form(e: Expr, trips: Mapping[str, int]) -> tuple[float, dict[str, float]]:

@@ -8,6 +8,7 @@ from dsl_cuda_check import compiled, emulated, interpreted
 from run_c import run_c
 
 from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
+from wpk.dsl.footprint import walk
 from wpk.dsl.ir import Buffer, Expr, Load
 from wpk.dsl.lower import lower
 from wpk.dsl.printer import show
@@ -86,6 +87,12 @@ def test_what_is_beyond_is_not_read() -> None:
     got = emulated(lower(schedule(band(), [*TOGETHER, Pipeline("total", "kb", 3)])), [x, w])
     np.testing.assert_allclose(got[:4], want[:4], rtol=1e-5, atol=1e-5)
     assert np.isnan(got[4:]).all()
+
+
+def test_its_trips_are_those_of_an_average_row() -> None:
+    leaves = walk(lower(schedule(band(), TOGETHER))).leaves
+    trips = [loop.trip for leaf in leaves for loop in leaf.loops if loop.var == "total_kb"]
+    assert trips and set(trips) == {2}  # 0, 0, 1, 2, 3, 4, 4
 
 
 def test_it_compiles() -> None:
