@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import geometric_mean, median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import wpk
@@ -23,6 +23,9 @@ from wpk.core.result import config_key
 from wpk.report.engines import random_feeds
 from wpk.runtime.plan import Plan
 from wpk.runtime.runner import Runner, load
+
+#: Seconds between two runs of different runners.
+_PAUSE = 0.01
 
 
 def choices(plan: Plan) -> dict[str, tuple[str, str]]:
@@ -42,7 +45,7 @@ def agreement(one: Plan, two: Plan) -> dict[str, float]:
 
 
 def in_turns(runners: Sequence[Runner], rounds: int) -> list[list[float]]:
-    """Seconds of a run of each, in turns."""
+    """Seconds of a run of each, in turns: a pause, in which the threads of the last one go to sleep, and a run that is not timed."""
     feeds = random_feeds(runners[0].plan.inputs)
     for runner in runners:
         runner.run(None, feeds)
@@ -51,6 +54,8 @@ def in_turns(runners: Sequence[Runner], rounds: int) -> list[list[float]]:
     for i in range(rounds):
         for j in range(len(runners)):
             k = (i + j) % len(runners)
+            sleep(_PAUSE)
+            runners[k].run(None, feeds)
             begun = perf_counter()
             runners[k].run(None, feeds)
             times[k].append(perf_counter() - begun)
