@@ -133,6 +133,14 @@ def test_the_fastest_provider_wins_and_rivals_are_told() -> None:
     assert chosen.rivals == (("slow", 3.0), ("wrong", "wrong"), ("none", "none has no conv"))
 
 
+@pytest.mark.parametrize(("seconds", "taken"), [(1.0, "first"), (1.02, "first"), (1.05, "second")])
+def test_within_the_tie_margin_the_first_provider_is_taken(seconds: float, taken: str) -> None:
+    times = Times({("conv", "ROW", "ROW"): {"first": seconds, "second": 1.0}})
+    catalogue = Catalogue((Fake("first"), Fake("second")), times, TARGET)
+    chosen = choose(chain("conv"), catalogue).nodes["conv0"].implementation
+    assert (chosen.provider, chosen.seconds) == (taken, seconds if taken == "first" else 1.0)
+
+
 def test_onnxruntime_is_for_what_nothing_else_computes() -> None:
     times = Times({("conv", "ROW", "ROW"): {"onnxruntime": 1e-5, "fake": 2e-5}})
     chosen = choose(chain("conv"), Catalogue((Fake("onnxruntime"), Fake()), times, TARGET)).nodes["conv0"].implementation

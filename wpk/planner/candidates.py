@@ -34,6 +34,10 @@ _GPU_LANES, _GPU_SHARE, _GPU_CALL = 128, 0.3, 2e-6
 #: How much longer a convolution may take whose operands tensor cores must gather.
 _STRIDED = 2.0
 
+#: Implementations this much slower than the fastest are as good; of those the provider that is listed first is taken, so that noise
+#: does not decide: generated kernels, then libraries, or the order in which the user named them.
+TIE = 0.03
+
 #: Seconds from one native segment to the next through Python, the pool's threads asleep in between.
 SEGMENT = 20e-6
 
@@ -86,7 +90,9 @@ class Catalogue:
     known: dict[str, Implementation | None] = field(default_factory=dict, compare=False, repr=False)
 
     def best(self, workload: Workload) -> Implementation | None:
-        """The fastest measured implementation; where none is measured, the first default that builds; None when none does."""
+        """The fastest measured implementation, or the first provider's within ``TIE`` of it; where none is measured, the first
+        default that builds; None when none does.
+        """
         if workload.key not in self.known:
             self.known[workload.key] = self._find(workload)
         return self.known[workload.key]
@@ -133,7 +139,11 @@ class Catalogue:
         if not right:
             return None, (*rivals, *wrong)
         # A session inside a plan breaks it in two and was timed with its weights in cache: for what nothing else computes.
-        seconds, name, config = min(right, key=lambda r: (r[1] == "onnxruntime", r[0], r[1]))
+        native = [r for r in right if r[1] != "onnxruntime"] or right
+        best = min(seconds for seconds, _, _ in native)
+        order = [p.name for p in self.providers]
+        tied = [r for r in native if r[0] <= best * (1 + TIE)]
+        seconds, name, config = min(tied, key=lambda r: order.index(r[1]))
         return (name, config, seconds), (*rivals, *wrong)
 
     def _charge(self, provider: str) -> float:
