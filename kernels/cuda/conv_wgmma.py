@@ -1,6 +1,6 @@
-"""Convolutions on Hopper's tensor cores by ``wgmma``: float16 and bfloat16, channels last.
+"""Convolutions on Hopper's tensor cores by ``wgmma``, channels last: 16-bit floats, and float32 where the workload allows tf32.
 
-:mod:`wpk.kernels.cuda.conv_mma` on the fragments of :mod:`wpk.kernels.cuda.gemm_wgmma`. Where 64 channels are a step of the sum,
+:mod:`wpk.kernels.cuda.conv_mma` on the fragments of :mod:`wpk.kernels.cuda.gemm_wgmma`. Where channels are whole steps of the sum
 a tile of pixels is a box of the input (``fetch`` is its width, its height follows), moved by the kernel's offset: TMA fetches it
 at once, zeros around the input included. A convolution that only mixes channels is fetched as a plain product (``fetch`` = 1).
 """
@@ -14,6 +14,7 @@ import numpy as np
 
 from wpk.core.result import Config
 from wpk.core.target import Gpu, Target
+from wpk.core.tensor import DTYPE_BYTES
 from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Stage
 from wpk.dsl.fetch import LONGEST
@@ -34,14 +35,15 @@ from wpk.kernels.cuda.conv_shape import (
     unfit,
     vectors_of,
 )
-from wpk.kernels.cuda.gemm_wgmma import ISA, Tile, tile_of
+from wpk.kernels.cuda.gemm_mma import precision_of
+from wpk.kernels.cuda.gemm_wgmma import ISA, Tile, as_tf32, tile_of
 from wpk.kernels.cuda.nests import MOST_REGISTERS, gpu_of
 from wpk.kernels.cuda.product import Ends
 from wpk.kernels.epilogue import ZERO
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product
 from wpk.kernels.instr.cuda import TYPES
-from wpk.kernels.instr.wgmma import STEP
+from wpk.kernels.instr.wgmma import step_of
 from wpk.search.space import Space
 
 #: widths of a box of pixels: what eight, or sixteen neighbouring rows of a fragment are
@@ -79,7 +81,7 @@ def place_of(s: Conv, b: Boxes, axes: tuple[Axis, ...]) -> tuple[Expr, Expr, Exp
 def by_boxes(workload: Workload, s: Conv, p: Product, t: Tile, order: str, width: int) -> Algorithm:
     """The convolution over boxes of pixels: as[kb, ki, image, row, column]."""
     b, e = boxes_of(s, t, width), ends(workload, s, p, order)
-    whole = replace(p, m=s.n * b.down * b.across * t.m)
+    whole, dtype = replace(p, m=s.n * b.down * b.across * t.m), workload.inputs[0].dtype
 
     def rows(axes: tuple[Axis, ...]) -> tuple[tuple[Expr, ...], Expr]:
         image, row, column = place_of(s, b, axes)
@@ -91,15 +93,15 @@ def by_boxes(workload: Workload, s: Conv, p: Product, t: Tile, order: str, width
         return replace(e.out(acc, at, place), where=(row < s.oh) & (column < s.ow) & (at[-1] < p.n))
 
     def of_input(k: tuple[Axis, Axis], _: int) -> Stage:
-        return box_stage(s, b, k, workload.inputs[0].dtype)
+        return box_stage(s, b, k, dtype)
 
-    return gemm_wgmma.algorithm(whole, t, Ends(e.name, e.params, of_input, e.b, out, e.before), rows)
+    return gemm_wgmma.algorithm(whole, t, Ends(e.name, e.params, of_input, e.b, out, e.before), dtype, rows)
 
 
 def box_stage(s: Conv, b: Boxes, k_axes: tuple[Axis, Axis], dtype: str) -> Stage:
     """as[kb, ki, image, row, column] = the input's channel at a pixel moved by the kernel's offset, 0 outside the input."""
     image, my, mx = Axis("image", s.n), Axis("my", b.down * b.height), Axis("mx", b.across * b.width)
-    k = k_axes[0].var * STEP + k_axes[1].var
+    k = k_axes[0].var * k_axes[1].extent + k_axes[1].var
     tap, channel = k // s.c, k % s.c
     row, column = my.var + tap // s.kw * s.dh - s.ph, mx.var + tap % s.kw * s.dw - s.pw
     inside = (wrap(-1) < row) & (row < s.h) & (wrap(-1) < column) & (column < s.w)
@@ -110,13 +112,13 @@ def box_stage(s: Conv, b: Boxes, k_axes: tuple[Axis, Axis], dtype: str) -> Stage
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
 
 
-def ways(s: Conv) -> tuple[int, ...]:
+def ways(s: Conv, dtype: str) -> tuple[int, ...]:
     """Ways to fetch the input, best first: 1 as rows of a matrix, else the width of a box; 0 by other copies."""
-    if s.groups > 1 or s.c % 8:
+    if s.groups > 1 or s.c * DTYPE_BYTES[dtype] % 16:
         return (0,)
     if s.h == 1 and (s.kh, s.kw, s.sw) == (1, 1, 1) and not s.outside_w:
         return (1, 0)
-    if s.c % STEP or (s.sh, s.sw) != (1, 1):
+    if s.c % step_of(dtype) or (s.sh, s.sw) != (1, 1):
         return (0,)
     return (*sorted(WIDTHS, key=lambda w: -(-s.ow // w) * w), 0)
 
@@ -124,32 +126,33 @@ def ways(s: Conv) -> tuple[int, ...]:
 def space(workload: Workload, gpu: Gpu) -> Space:
     """That of a product of the same extents, and how the input is read, as in :mod:`wpk.kernels.cuda.conv`."""
     s, dtype = conv_of(workload), workload.inputs[0].dtype
-    p = product_of(s, orders(s)[-1], by_k=True)
+    p, step = product_of(s, orders(s)[-1], by_k=True), step_of(dtype)
 
     def fits(c: Config) -> bool:
         t, of = tile_of(c), conv_of(workload, int(c["copy"]))
-        vectors = 0 if c["fetch"] else vectors_of(of, str(c["reduce"]), dtype, t.m * STEP, STEP)
+        vectors = 0 if c["fetch"] else vectors_of(of, str(c["reduce"]), dtype, t.m * step, step)
         return gemm_wgmma.registers(c) + 3 * vectors // t.threads <= MOST_REGISTERS
 
     def fetched(c: Config) -> bool:
         if int(c["fetch"]) == 0:
             return True
         plain = c["reduce"] == "kh_kw_c" and c["copy"] == 0
-        return plain and (c["fetch"] == 1 or fits_boxes(s, p, tile_of(c), c))
+        return plain and (c["fetch"] == 1 or fits_boxes(s, p, step, c))
 
-    product = gemm_wgmma.space(p, gpu, dtype, ways(s))
+    product = gemm_wgmma.space(p, gpu, dtype, ways(s, dtype))
     likely = (-(-s.c // 8) * 8, 0) if s.c % 8 else (0,)
     found = with_reading(product, s, likely, lambda c: fits(c) and fetched(c))
-    first = [{**c, "reduce": "kh_kw_c"} for c in product.first if ways(s)[0]]
+    first = [{**c, "reduce": "kh_kw_c"} for c in product.first if ways(s, dtype)[0]]
     known = [{**c, "copy": 0} for c in first]
     return replace(found, first=(*(c for c in known if all(x(c) for x in found.constraints)), *found.first))
 
 
-def fits_boxes(s: Conv, p: Product, t: Tile, c: Config) -> bool:
+def fits_boxes(s: Conv, p: Product, step: int, c: Config) -> bool:
     """Do boxes have a size that can be fetched, and steps of the sum, and blocks, come out even?"""
+    t = tile_of(c)
     b = boxes_of(s, t, int(c["fetch"]))
     slow = s.n * b.down * b.across if c["order"] == "mn" else -(-p.n // t.n)
-    return b.height <= LONGEST and p.k % (STEP * t.split) == 0 and slow % int(c["group"]) == 0
+    return b.height <= LONGEST and p.k % (step * t.split) == 0 and slow % int(c["group"]) == 0
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------
@@ -164,16 +167,17 @@ class CudaConvWgmma:
     packing: tuple[str, ...] = ("reduce", "copy")
 
     def matches(self, workload: Workload, target: Target) -> str | None:
-        """As CudaConvMma, of 16-bit floats in layout NHWC; on a GPU of compute capability 9.0."""
+        """As CudaConvMma, in layout NHWC, on a GPU of compute capability 9.0."""
         if workload.op != "conv" or gpu_of(target) is None or target.isa != ISA:
             return f"op is {workload.op} for {target.arch} {target.isa}, expected conv for cuda {ISA}"
         if workload.inputs[0].layout != "NHWC":
             return f"input {workload.inputs[0]}, expected layout NHWC"
-        reason = unfit(workload, ("float16", "bfloat16"))
-        s = conv_of(workload)
-        if reason is None and s.groups > 1 and s.cg * s.kh * s.kw < STEP:
-            return f"groups with sums of {s.cg * s.kh * s.kw} products, expected {STEP} at least"
-        return reason
+        dtype, s = precision_of(workload), conv_of(workload)
+        if dtype is None:
+            return f"operand {workload.inputs[0]}: tensor cores take float16, bfloat16, or float32 with precision tf32"
+        if s.groups > 1 and s.cg * s.kh * s.kw < step_of(dtype):
+            return f"groups with sums of {s.cg * s.kh * s.kw} products, expected {step_of(dtype)} at least"
+        return unfit(workload, ("float32", "float16", "bfloat16"))
 
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""
@@ -191,11 +195,12 @@ class CudaConvWgmma:
         if width > 1:
             algorithm = by_boxes(workload, s, p, t, order, width)
         else:
-            algorithm = gemm_wgmma.algorithm(p, t, ends(workload, s, p, order))
+            algorithm = gemm_wgmma.algorithm(p, t, ends(workload, s, p, order), dtype)
         return Built(lower(schedule(algorithm, plan), name), target.isa)
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
     ) -> list[np.ndarray]:
         """Weights by groups as (rows, k) in the order of the sum, padded; epilogue constants in the output's order."""
-        return pack(workload, config, constants, by_k=True)
+        weights, *rest = pack(workload, config, constants, by_k=True)
+        return [as_tf32(weights), *rest]

@@ -1,9 +1,9 @@
-"""Matrix products on Hopper's tensor cores by ``wgmma``: float16 and bfloat16, sums in float32.
+"""Matrix products on Hopper's tensor cores by ``wgmma``: float16, bfloat16, and float32 where the workload allows tf32.
 
 The plan is that of :mod:`wpk.kernels.cuda.gemm_mma` with warpgroups for warps: each has ``rows`` fragments of 64×``columns``, and
-one instruction of :mod:`wpk.kernels.instr.wgmma` adds a step of 64 elements of k to all of them. Operands are read from shared
+one instruction of :mod:`wpk.kernels.instr.wgmma` adds a step of 128 bytes of k to all of them. Operands are read from shared
 memory alone, in rows of 128 bytes that are swizzled; next steps are copied and next products begun while this one runs.
-Constant weights are packed along k, so that tiles may have any number of columns.
+Constant weights are packed along k, so that tiles may have any number of columns; operands of float32 must lie so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from wpk.dsl.schedule import (
     schedule,
 )
 from wpk.kernels.cuda.gemm import cheapest, row_lengths
-from wpk.kernels.cuda.gemm_mma import fragment_axes, laid
+from wpk.kernels.cuda.gemm_mma import fragment_axes, laid, precision_of
 from wpk.kernels.cuda.nests import MOST_REGISTERS, added_parts, copied, fuse_all, gpu_of, part_axes, width_of
 from wpk.kernels.cuda.operands import GpuOperands, as_float32
 from wpk.kernels.cuda.product import (
@@ -53,14 +53,14 @@ from wpk.kernels.cuda.product import (
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of, unfit
 from wpk.kernels.instr.cuda import TYPES
-from wpk.kernels.instr.wgmma import PANEL, STEP, wgmma
+from wpk.kernels.instr.wgmma import PANEL, STEP_BYTES, step_of, wgmma
 from wpk.search.knobs import Choice, Knob, Ordered
 from wpk.search.space import Constraint, Space
 
 #: the compute capability that has these instructions, and threads of a warpgroup
 ISA, GROUP = "sm_90a", 128
-#: multiply-adds of 16-bit elements that a multiprocessor does in a cycle, and warps whose work keeps it as busy as one of these
-RATE, WARPS = 2048, 4
+#: bytes of one operand that a multiprocessor multiplies with as many of the other in a cycle; warps that keep it as busy as one
+RATE_BYTES, WARPS = 4096, 4
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ Rows = Callable[[tuple[Axis, ...]], tuple[tuple[Expr, ...], Expr]]
 # --- THE ALGORITHM ------------------------------------------------------------------------------------------------------
 
 
-def algorithm(p: Product, t: Tile, e: Ends, rows: Rows | None = None) -> Algorithm:
+def algorithm(p: Product, t: Tile, e: Ends, dtype: str, rows: Rows | None = None) -> Algorithm:
     """out[m, n] = epilogue(sum over k of as[k, m] * bs[k, n]), m = ((((mb*groups + mw)*rows + mi)*4 + mp)*2 + mh)*8 + mg,
     n = (((nb*groups + nw)*panels + no)*pieces + ni)*8 + 2*nq + nv. ``rows`` gives a row's indices in ``as`` and its place in
     out, from the axes of m."""
@@ -108,7 +108,7 @@ def algorithm(p: Product, t: Tile, e: Ends, rows: Rows | None = None) -> Algorit
     m_axes, m = fragment_axes("m", "bwiphg", p.m, (t.groups_m, t.rows, 4, 2, 8))
     row, m = rows(m_axes) if rows else ((m,), m)
     n_axes, n = fragment_axes("n", "bwoiqv", p.n, (t.groups_n, *pieces(p, t), 4, 2))
-    k = k_axes(p.k, STEP, t.split)
+    k = k_axes(p.k, step_of(dtype), t.split)
     stages = [e.a((k.kb, k.ki), m_axes[0].extent * t.m), e.b((k.kb, k.ki), n_axes[0].extent * t.n)]
     a, b = Load("as", (*batch_index(batch, p.a_batch), *k.at, *row)), Load("bs", (*batch_index(batch, p.b_batch), *k.at, n))
     at = (*(x.var for x in batch), m, n)
@@ -125,24 +125,25 @@ def pieces(p: Product, t: Tile) -> tuple[int, int]:
 
 def space(p: Product, gpu: Gpu, dtype: str, fetch: tuple[int, ...]) -> Space:
     """Warpgroups, fragments of each, stages under way, splits of k, block order; ways to ``fetch`` (TMA), best first."""
+    step = step_of(dtype)
     columns = (16, 32, 64, 96, 128, 192, 256) if p.trans_b else (64, 128, 192, 256)
     knobs: tuple[Knob, ...] = (
         Ordered("groups_m", (1, 2, 4), 1),
         Ordered("groups_n", (1, 2), 1),
         Ordered("rows", (1, 2), 1),
         Ordered("columns", columns, 64),
-        Ordered("stages", (1, 2, 3, 4, 5, 6, 8), 4 if p.k > 3 * STEP else 1),
-        Ordered("split_k", tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16) if s == 1 or s * 2 * STEP <= p.k), 1),
+        Ordered("stages", (1, 2, 3, 4, 5, 6, 8), 4 if p.k > 3 * step else 1),
+        Ordered("split_k", tuple(s for s in (1, 2, 3, 4, 6, 8, 12, 16) if s == 1 or s * 2 * step <= p.k), 1),
         Choice("fetch", fetch, fetch[0]),
         Choice("order", ("mn", "nm"), "nm"),
         Ordered("group", (1, 2, 4, 8, 16), 1),
         Ordered("min_blocks", (1, 2), 1),
     )  # fmt: skip
-    limits = limits_of(p, gpu, dtype)
+    limits = limits_of(p, gpu)
     return Space(knobs, limits, first_configs(p, gpu, knobs, limits, dtype))
 
 
-def limits_of(p: Product, gpu: Gpu, dtype: str) -> tuple[Constraint, ...]:
+def limits_of(p: Product, gpu: Gpu) -> tuple[Constraint, ...]:
     """What makes a config buildable, and not plainly wasteful."""
     return (
         lambda c: registers(c) <= MOST_REGISTERS,
@@ -151,7 +152,7 @@ def limits_of(p: Product, gpu: Gpu, dtype: str) -> tuple[Constraint, ...]:
         lambda c: not c["fetch"] or (int(c["stages"]) > 1 and longest(p, tile_of(c)) <= LONGEST),
         lambda c: tile_of(c).m < max(2 * p.m, 65),
         lambda c: tile_of(c).n < max(2 * p.n, min(tile_of(c).n, PANEL) + 1),
-        lambda c: int(c["min_blocks"]) * shared_bytes(c, dtype) <= min(gpu.shared_per_block, gpu.shared_per_sm),
+        lambda c: int(c["min_blocks"]) * shared_bytes(c) <= min(gpu.shared_per_block, gpu.shared_per_sm),
         lambda c: slow_tiles(p, c) % int(c["group"]) == 0,
     )  # fmt: skip
 
@@ -163,7 +164,7 @@ def aligned(p: Product, dtype: str) -> bool:
 
 def longest(p: Product, t: Tile) -> int:
     """Rows of the largest box that is fetched."""
-    return max(STEP, 0 if p.trans_a else t.m, t.n if p.trans_b else 0)
+    return max(PANEL, 0 if p.trans_a else t.m, t.n if p.trans_b else 0)
 
 
 def registers(c: Config) -> int:
@@ -171,10 +172,10 @@ def registers(c: Config) -> int:
     return int(c["rows"]) * int(c["columns"]) // 2 + 40
 
 
-def shared_bytes(c: Config, dtype: str) -> int:
+def shared_bytes(c: Config) -> int:
     """Shared memory of a block, and what alignment may waste."""
     t = tile_of(c)
-    return int(c["stages"]) * (t.m + t.n) * STEP * DTYPE_BYTES[dtype] + 2048
+    return int(c["stages"]) * (t.m + t.n) * STEP_BYTES + 2048
 
 
 def slow_tiles(p: Product, c: Config) -> int:
@@ -196,6 +197,7 @@ def first_configs(
     found: list[Config] = []
     for groups_m, groups_n, rows, columns in shapes:
         tile: Config = {**base, "groups_m": groups_m, "groups_n": groups_n, "rows": rows, "columns": columns}
+        tile["group"] = max(g for g in (1, 2, 4, 8) if slow_tiles(p, tile) % g == 0)
         if columns in allowed["columns"]:
             deep = [{**tile, "stages": s, "split_k": n} for s in (base["stages"], 3) for n in allowed["split_k"]]
             found += cheapest(deep, lambda c: cost(p, gpu, c, dtype), limits)
@@ -205,10 +207,10 @@ def first_configs(
 def cost(p: Product, gpu: Gpu, c: Config, dtype: str) -> float:
     """Rough cycles; see :func:`wpk.kernels.cuda.product.cycles`. Narrow fragments wait for a to be read from shared memory."""
     t, size = tile_of(c), DTYPE_BYTES[dtype]
-    resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c, dtype))
+    resident = resident_blocks(gpu, t.threads, registers(c), shared_bytes(c))
     read = t.threads // GROUP * t.rows * (64 + t.columns) * size
     copied, stages, busy = (t.m + t.n) * size, int(c["stages"]), WARPS * t.threads
-    return cycles(p, gpu, Block(t.m, t.n, STEP, t.split, busy, resident, RATE, copied, read, 1, stages))
+    return cycles(p, gpu, Block(t.m, t.n, step_of(dtype), t.split, busy, resident, RATE_BYTES / size, copied, read, 1, stages))
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
@@ -267,10 +269,10 @@ def staged_tile(
 ) -> list[Step]:
     """All threads copy a tile: rows of k, or (``turned``) panels of 64 elements of m or n with k for rows."""
     outer = (*(f"b{i}" for i in range(batches)), "kb")
-    along, other, extent = (row, "ki", rows) if turned else ("ki", row, STEP)
+    along, other, extent = (row, "ki", rows) if turned else ("ki", row, step_of(dtype))
     nest = copied(stage, outer, (other,), along, width_of(stride, extent, bytes_each=DTYPE_BYTES[dtype]), t.threads)
     lanes = (row, PANEL) if turned else None
-    return [*nest, StoreAs(stage, (*outer, row, "ki"), lanes=lanes, swizzle=STEP * DTYPE_BYTES[dtype])]
+    return [*nest, StoreAs(stage, (*outer, row, "ki"), lanes=lanes, swizzle=STEP_BYTES)]
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------
@@ -280,6 +282,13 @@ def multiplied(workload: Workload) -> Product:
     """The product of a workload as its kernel sees it: constants lie along k."""
     p = product_of(workload)
     return replace(p, trans_b=True) if p.constant else p
+
+
+def as_tf32(matrix: np.ndarray) -> np.ndarray:
+    """A matrix of float32 rounded to the bits that tf32 has, to nearest; of another dtype as it is."""
+    if matrix.dtype != np.float32:
+        return matrix
+    return ((matrix.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 @dataclass(frozen=True)
@@ -292,13 +301,16 @@ class CudaGemmWgmma:
     packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
-        """Operands of one dtype of 16 bits in layout ROW; on a GPU of compute capability 9.0."""
+        """Operands of one dtype in layout ROW: 16-bit floats, or float32 with ``precision="tf32"``; compute capability 9.0."""
         if workload.op != self.op or gpu_of(target) is None or target.isa != ISA:
             return f"op is {workload.op} for {target.arch} {target.isa}, expected {self.op} for cuda {ISA}"
-        dtype = workload.inputs[0].dtype
-        if dtype not in ("float16", "bfloat16") or dtype != workload.inputs[1].dtype:
-            return f"operands {workload.inputs[0]} and {workload.inputs[1]}, expected both float16 or both bfloat16"
-        return unfit(as_float32(workload))
+        dtype = precision_of(workload)
+        if dtype is None or dtype != workload.inputs[1].dtype:
+            return f"operands {workload.inputs[0]} and {workload.inputs[1]}, expected one dtype of 16 bits, or float32 as tf32"
+        reason = unfit(as_float32(workload))
+        if reason is None and dtype == "float32" and (multiplied(workload).trans_a or not multiplied(workload).trans_b):
+            return "operands of float32 that do not lie along k"
+        return reason
 
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""
@@ -311,17 +323,17 @@ class CudaGemmWgmma:
         dtype = workload.inputs[0].dtype
         p, t = multiplied(workload), tile_of(config)
         name = f"{TYPES[dtype][1]}_{workload.op}_wgmma_{t.m}x{t.n}__{target.isa}"
-        return Built(lower(schedule(algorithm(p, t, ends(workload, p)), steps(p, t, config, dtype)), name), target.isa)
+        return Built(lower(schedule(algorithm(p, t, ends(workload, p), dtype), steps(p, t, config, dtype)), name), target.isa)
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
     ) -> list[np.ndarray]:
-        """Constant matrices along k, epilogue operands with the output's dimensions merged."""
+        """Constant matrices along k, as tensor cores see them, epilogue operands with the output's dimensions merged."""
         p = multiplied(workload)
         turned = p.trans_b != product_of(workload).trans_b
         own = [i for i in workload.constants if i < 2]
         plain = [
-            laid(c, operand_buffers(p)[i].shape, i == 1 and turned) for i, c in zip(own, constants, strict=False)
+            as_tf32(laid(c, operand_buffers(p)[i].shape, i == 1 and turned)) for i, c in zip(own, constants, strict=False)
         ]
         return [*plain, *GpuOperands(workload, 2, p.groups).pack(constants, len(own))]
 

@@ -32,8 +32,13 @@ def config(w: Workload, **changes: int) -> Config:
     return {**FAMILY.space(w, H200).default(), **plain, "fetch": 0, **changes}
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize(("trans_a", "trans_b"), [(False, False), (False, True), (True, False), (True, True)])
+LAYOUTS = [(False, False), (False, True), (True, False), (True, True)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "trans_a", "trans_b"),
+    [*((d, *layout) for d in ("float16", "bfloat16") for layout in LAYOUTS), ("float32", False, True)],
+)
 def test_every_layout(dtype: str, trans_a: bool, trans_b: bool) -> None:
     w = workload(104, 136, 200, trans_a, trans_b, dtype)
     assert FAMILY.matches(w, H200) is None
@@ -94,10 +99,10 @@ def test_tiles(changes: dict[str, int]) -> None:
     close(emulated(FAMILY.build(w, config(w, **changes), H200).kernel, inputs), want, "bfloat16")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_any_config(seed: int) -> None:
     rng = Random(seed)
-    dtype = rng.choice(("float16", "bfloat16"))
+    dtype = rng.choice(("float16", "bfloat16", "float32")) if seed % 2 and seed % 3 else "float16"
     m, n, k = (rng.choice(x) for x in ((16, 72, 160), (8, 65, 200), (50, 128, 264)))
     w = workload(m, n, k, seed % 2 == 0, seed % 3 > 0, dtype)
     inputs, want = operands(w, seed)
@@ -131,8 +136,22 @@ def test_only_for_what_has_the_instructions() -> None:
     w = workload(64, 64, 64, False, True, "float16")
     assert "sm_100" in str(FAMILY.matches(w, gpu_target("sm_100")))
     assert "float32" in str(FAMILY.matches(product(64, 64, 64), H200))
-    with pytest.raises(InternalError, match="no wgmma"):
+    assert "lie along k" in str(FAMILY.matches(workload(64, 64, 64, False, False, "float32"), H200))
+    with pytest.raises(InternalError, match="no wgmma for 96 columns"):
         wgmma("float16", 1, 96, False, True)
+    with pytest.raises(InternalError, match="no wgmma of float32"):
+        wgmma("float32", 1, 64, False, True)
+
+
+def test_constants_are_rounded_to_tf32() -> None:
+    """The hardware would cut their last bits off, always toward zero."""
+    w = replace(workload(16, 24, 64, False, True, "float32"), constants=(1,))
+    b = np.random.default_rng(0).normal(size=(24, 64)).astype(np.float32)
+    (packed,) = FAMILY.pack(w, FAMILY.space(w, H200).default(), [b], H200)
+    assert not np.any(packed.view(np.uint32) & 0x1FFF)
+    error = packed / b - 1
+    assert np.abs(error).max() < 2**-11 * 1.001
+    assert abs(error.mean()) < 2**-14
 
 
 # --- THE PROTOCOL -------------------------------------------------------------------------------------------------------
