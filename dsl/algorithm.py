@@ -33,12 +33,28 @@ class Reduce:
 
     ``count`` makes the first axis ragged: only its first so many elements are combined (none where it is negative, all where it
     is more than there are), an integer expression of the stage's own axes. A schedule keeps that axis as one serial loop.
+
+    ``decay`` gives the first axis an order: at each of its elements, what is there already is first multiplied by it, an
+    expression of that axis and the stage's own. It is one serial loop too.
     """
 
     op: str
     axes: tuple[Axis, ...]
     init: float = 0.0
     count: Expr | None = None
+    decay: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """What a loop hands from one step to the next: ``init`` at element 0 of ``axis``, at t + 1 what the stage's value is at t.
+
+    That value may read stages that come later and read this one. A schedule places the stage at the loop of the steps; it has
+    storage for one step, which outlives the loop: after it, it is what the last step has handed on.
+    """
+
+    axis: str
+    init: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +74,7 @@ class Stage:
     where: Expr | None = None
     dtype: str = "float32"
     output: str | None = None
+    carry: Carry | None = None
 
     @property
     def target(self) -> str:

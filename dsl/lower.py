@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from wpk.core.tensor import DTYPE_BYTES
@@ -60,6 +60,7 @@ class _Walk:
     env: dict[str, Expr] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
     begin: tuple[str, ...] = ()  # the loops in front of which the result is initialized, when that is inside the nest
+    fading: bool = False  # what is there is multiplied by the reduction's decay
 
     def extents(self) -> dict[str, int]:
         """The extent of every axis and loop, given the cuts taken."""
@@ -87,7 +88,7 @@ class _Lowering:
         self.live: dict[str, Box] = {}
         self.parallel = False
         self.threads: set[str] = set()  # variables of the loops over threads around
-        self.loads = {t.name: affine.loads(t.value) for t in scheduled.algorithm.stages}
+        self.loads = {t.name: _loads(t) for t in scheduled.algorithm.stages}
 
     # --- root -------------------------------------------------------------------------------------------------------
 
@@ -109,9 +110,21 @@ class _Lowering:
                 f"compute_at {first.name}: shared storage inside a parallel loop; use thread or register"
             )
         self.live[first.name] = box
-        body = self._produce(first, box) + self._chain(stages[1:], boxes, rest)
+        carried = [t for t in self.stages.values() if t.carry and (self.s.placement(t.name).at or ("",))[0] == first.name]
+        begun = tuple(s for t in carried for s in self._begin_carry(t, boxes))
+        body = begun + self._produce(first, box) + self._chain(stages[1:], boxes, rest)
+        for t in carried:
+            body = (Alloc(self._buffer(t, self.live.pop(t.name)), body),)
         del self.live[first.name]
         return (Alloc(self._buffer(first, box), body),)
+
+    def _begin_carry(self, stage: Stage, boxes: Mapping[str, Box]) -> Body:
+        """What makes the first value of a stage that a loop hands on, which stays live."""
+        assert stage.carry is not None
+        if stage.name not in boxes:
+            raise ScheduleError(f"{stage.name}: nothing in or behind the loop that hands it on reads it")
+        box = self.live[stage.name] = {**boxes[stage.name], stage.carry.axis: (ZERO, 1)}
+        return self._produce(replace(stage, value=Const(stage.carry.init, stage.dtype), carry=None), box)
 
     def _buffer(self, stage: Stage, box: Box) -> Buffer:
         place = self.s.placement(stage.name)
@@ -139,8 +152,11 @@ class _Lowering:
         if stage.reduce is None:
             return self._loops(_Walk(stage, nest, box, False), nest.order)
         over: Box = {a.name: (ZERO, a.extent) for a in stage.reduce.axes}
-        if stage.reduce.count is not None and stage.reduce.axes[0].name not in nest.order:
-            raise ScheduleError(f"{stage.name}.{stage.reduce.axes[0].name}: a ragged axis is one loop")
+        first = stage.reduce.axes[0].name
+        if stage.reduce.count is not None and first not in nest.order:
+            raise ScheduleError(f"{stage.name}.{first}: a ragged axis is one loop")
+        if stage.reduce.decay is not None and (first not in nest.order or nest.kind(first) != "serial"):
+            raise ScheduleError(f"{stage.name}.{first}: a sum that decays is one serial loop")
         reduced = _carried(nest, set(over))
         pure = tuple(n for n in nest.order if n not in reduced)
         bound = [i for i, n in enumerate(nest.order) if nest.kind(n) in (*BLOCK_KINDS, "thread")]
@@ -250,8 +266,8 @@ class _Lowering:
         rel = next((r for r in walk.nest.relations if isinstance(r, SplitOf) and r.outer == loop), None)
         if rel is not None and rel.tail == "cut" and walk.extents()[rel.parent] % rel.factor:
             raise ScheduleError(f"pipeline {name}.{loop}: it counts the tiles of a split with a cut tail")
-        placed = [self.stages[n] for n in self.order if self.s.placement(n).at == (name, loop)]
-        ahead = [t for t in placed if self.s.placement(t.name).scope == "block"]
+        placed = [self.stages[n] for n in self.order if self.s.placement(n).at == (name, loop) and not self.stages[n].carry]
+        ahead = [t for t in placed if self.s.placement(t.name).scope == "block" and not self._waits(t, (name, loop))]
         if not ahead:
             raise ScheduleError(f"pipeline {name}.{loop}: no block stage is computed there")
         with self._ranged(var, 0, count):
@@ -260,7 +276,7 @@ class _Lowering:
             make = self._fetched if fetch else self._kept
             made = [(self._buffer(t, boxes[t.name]), make(t, boxes[t.name])) for t in ahead]
             use = self._chain(
-                [t for t in placed if t not in ahead], boxes, lambda: self._loops(walk, order[1:])
+                [t for t in placed if t not in ahead], boxes, lambda: self._step(walk, order)
             )
             for t in ahead:
                 del self.live[t.name]
@@ -268,6 +284,11 @@ class _Lowering:
         if fetch:
             return ring(var, stop or Const(count), depth, made, use)
         return pipeline(var, count, depth, made, use, stop)
+
+    def _waits(self, stage: Stage, here: tuple[str, str]) -> bool:
+        """Does a stage need, in the same step of the loop ``here``, another one that is computed there?"""
+        inside = [stage.name, *(n for n in self.order if self._runs_inside(n, stage.name))]
+        return any(self.s.placement(x.buffer).at == here for n in inside for x in self.loads[n] if x.buffer in self.stages)
 
     def _kept(self, stage: Stage, box: Box) -> Body:
         """What makes a stage, which stays live."""
@@ -306,20 +327,47 @@ class _Lowering:
         here = (walk.stage.name, order[0])
         hints = tuple(x for p in self.s.prefetches.get(walk.stage.name, ()) if p.loop == order[0]
                       for x in self._prefetch(walk, order[1:], p))  # fmt: skip
-        placed = [self.stages[n] for n in self.order if self.s.placement(n).at == here]
+        placed = [self.stages[n] for n in self.order if self.s.placement(n).at == here and not self.stages[n].carry]
         if not placed:
-            return hints + self._loops(walk, order[1:])
+            return hints + self._step(walk, order)
         boxes = self._boxes(walk, order[1:])
         for stage in placed:
             if stage.name not in boxes:
                 raise ScheduleError(f"compute_at {stage.name}: {walk.stage.name}.{order[0]} does not read it")
-        return hints + self._chain(placed, boxes, lambda: self._loops(walk, order[1:]))
+        return hints + self._chain(placed, boxes, lambda: self._step(walk, order))
+
+    def _step(self, walk: _Walk, order: tuple[str, ...]) -> Body:
+        """The loops inside the one just entered, between a decay of what they add to and what goes to the next step."""
+        body: Body = ()
+        reduce = walk.stage.reduce
+        if reduce is not None and reduce.decay is not None and order[0] == reduce.axes[0].name:
+            over = {a.name for a in reduce.axes}
+            box = {a: r for a, r in walk.box.items() if a not in over or a == order[0]}
+            faded = _Walk(walk.stage, walk.nest, box, True, dict(walk.env), dict(walk.cut), fading=True)
+            body = self._loops(faded, tuple(n for n in order[1:] if n not in _carried(walk.nest, over)), init=True)
+        body += self._loops(walk, order[1:])
+        for name, box in self._handed(walk).items():
+            if self.s.placement(name).at == (walk.stage.name, order[0]):
+                body += self._produce(replace(self.stages[name], carry=None), box)
+        return body
+
+    def _handed(self, walk: _Walk) -> dict[str, Box]:
+        """The stages that the loops entered hand on, and the part of them that the current step makes."""
+        found: dict[str, Box] = {}
+        for stage in self.stages.values():
+            owner, loop = self.s.placement(stage.name).at or ("", "")
+            if stage.carry and owner == walk.stage.name and loop in walk.env and stage.name in self.live:
+                found[stage.name] = {**self.live[stage.name], stage.carry.axis: (walk.env[loop], 1)}
+        return found
 
     def _leaf(self, walk: _Walk, init: bool) -> Body:
         stage = walk.stage
         env, guards = self._axes(walk)
         buffer, indices = self._target(stage, env)
-        if init:
+        if walk.fading:
+            assert stage.reduce is not None and stage.reduce.decay is not None
+            store = Store(buffer, indices, Binary("*", Load(buffer, indices), self._value(stage.reduce.decay, env)))
+        elif init:
             assert stage.reduce is not None
             store = Store(buffer, indices, Const(stage.reduce.init, stage.dtype))
         else:
@@ -430,7 +478,7 @@ class _Lowering:
 
     def _boxes(self, walk: _Walk, inner: tuple[str, ...]) -> dict[str, Box]:
         """For every stage not yet live that runs inside the current point: the box of it that is read from here on."""
-        boxes = {walk.stage.name: self._span(walk)}
+        boxes = {walk.stage.name: self._span(walk), **self._handed(walk)}
         for name in reversed(self.order):
             if not self._runs_inside(name, walk.stage.name):
                 continue
@@ -568,6 +616,12 @@ class _Lowering:
             if any(_mentions(i, var) for i in address.indices):
                 body = (For(var, ZERO, Const(extents[n]), "unroll", body),)
         return body
+
+
+def _loads(stage: Stage) -> list[Load]:
+    """What a stage reads of others."""
+    decay = stage.reduce.decay if stage.reduce is not None else None
+    return affine.loads(stage.value) + (affine.loads(decay) if decay is not None else [])
 
 
 def _joined_dims(place: Placement, order: Sequence[str], shape: list[int]) -> tuple[list[str], list[int]]:

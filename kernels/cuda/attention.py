@@ -20,12 +20,12 @@ from wpk.dsl.ir import Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import ComputeAt, Reorder, Split, Step, Unroll, Vectorize, schedule
 from wpk.kernels.cuda.attention_frame import Dealt, Frame, Sums, Tile, algorithm, packed, unfit
-from wpk.kernels.cuda.attention_steps import PLACE, Pads, rounds, shared_of, steps
+from wpk.kernels.cuda.attention_steps import PLACE, Pads, rounds, shared_of, steps, waiting
 from wpk.kernels.cuda.nests import MOST_REGISTERS
 from wpk.kernels.cuda.product import resident_blocks
 from wpk.kernels.family import Built
 from wpk.ops.attention import Heads, heads_of
-from wpk.search.knobs import Knob, Ordered
+from wpk.search.knobs import Choice, Knob, Ordered
 from wpk.search.space import Constraint, Space
 
 #: most threads that share a row of the softmax
@@ -53,7 +53,7 @@ def simt_sums(f: Frame) -> Sums:
         Stage("vr", (*own, kb, ki, *e), Load("vs", (*at_group, kb.var, ki.var, t.e.index()))),
         Stage(
             "oa", (*f.place, *m, *e),
-            Load("pr", (*at, k.var, *mi, ki.var)) * Load("vr", (*group, k.var, ki.var, *ei)), Reduce("+", (k, ki)),
+            Load("pr", (*at, k.var, *mi, ki.var)) * Load("vr", (*group, k.var, ki.var, *ei)), Reduce("+", (k, ki), decay=f.decay),
         ),
     )  # fmt: skip
     return Sums(first, second)
@@ -70,16 +70,16 @@ def tile_of(a: Heads, c: Config) -> Tile:
     m = Dealt((("mg", rows // side), ("mt", side)), ("mt",))
     n = Dealt((("ng", int(c["columns"])), ("nt", across)), ("nt",))
     e = Dealt((("eg", -(-a.values // (across * vector))), ("et", across), ("ev", vector)), ("et",))
-    return Tile(m, n, e, ("mt", "nt"), int(c["step"]), min(threads // rows, TOGETHER), UNROLLED)
+    return Tile(m, n, e, ("mt", "nt"), int(c["step"]), min(threads // rows, TOGETHER), UNROLLED, stream=c["keys"] == "stream")
 
 
 def space(workload: Workload, gpu: Gpu) -> Space:
-    """Queries of a block, its threads and how many stand side by side, keys of a thread, keys of a step, stages under way."""
+    """Queries of a block, its threads and how many stand side by side, keys of a thread and of a step, stages under way, rows."""
     a = heads_of(workload.inputs, dict(workload.attrs))
     knobs: tuple[Knob, ...] = (
         Ordered("rows", (8, 16, 32, 64, 128), 32), Ordered("threads", (32, 64, 128, 256), 128),
         Ordered("across", (4, 8, 16, 32), 16), Ordered("columns", (1, 2, 4, 8), 4), Ordered("step", (8, 16, 32, 64), 32),
-        Ordered("stages", (1, 2, 3), 2), Ordered("min_blocks", (1, 2, 3, 4), 1),
+        Ordered("stages", (1, 2, 3), 2), Ordered("min_blocks", (1, 2, 3, 4), 1), Choice("keys", ("whole", "stream"), "whole"),
     )  # fmt: skip
     limits = limits_of(workload, a, gpu)
     return Space(knobs, limits, first_configs(workload, a, gpu, knobs, limits))
@@ -92,6 +92,7 @@ def limits_of(workload: Workload, a: Heads, gpu: Gpu) -> tuple[Constraint, ...]:
         lambda c: int(c["rows"]) < max(2 * a.queries, 9),
         lambda c: int(c["across"]) * int(c["columns"]) < max(2 * a.keys, 33),
         lambda c: int(c["step"]) < max(2 * a.keys, 9),
+        lambda c: c["keys"] == "whole" or int(c["step"]) == int(c["across"]) * int(c["columns"]),
         lambda c: registers(a, c) <= MOST_REGISTERS,
         lambda c: int(c["min_blocks"]) * int(c["threads"]) * registers(a, c) <= gpu.registers_per_sm,
         lambda c: int(c["min_blocks"]) * shared_bytes(workload, a, c) <= min(gpu.shared_per_block, gpu.shared_per_sm),
@@ -122,6 +123,7 @@ def first_configs(
             for threads in (64, 128, 256) for across in (8, 16) for columns in (1, 2, 4, 8)
             for step in (16, 32) for stages in (1, 2)
         ]  # fmt: skip
+        tiles += [{**c, "keys": "stream"} for c in tiles]
         fit = [c for c in tiles if all(limit(c) for limit in limits)]
         found += sorted(fit, key=lambda c: cost(workload, a, gpu, c))[:1]
     return tuple(sorted(found, key=lambda c: cost(workload, a, gpu, c)))
@@ -136,8 +138,7 @@ def cost(workload: Workload, a: Heads, gpu: Gpu, c: Config) -> float:
     first = f.size * (0.3 + max(1, 3 * (rows + keys) / (rows * keys))) / 128
     second = t.e.extent * (0.3 + max(1, 3 * (rows + values / 4) / (rows * values))) / 128
     work = t.m.extent * f.keys * (first + second + 0.5)
-    waits = (f.keys / t.n.extent + f.keys / t.step) * (900 if c["stages"] == 1 else 300)
-    return rounds(f, gpu, resident, t.count, work, waits)
+    return rounds(f, gpu, resident, t.count, work, waiting(f, int(c["stages"])))
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
@@ -177,14 +178,8 @@ class CudaAttention:
     packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
-        """Floats in ROW, heads of at most 128 elements, rows of scores that shared memory has room for."""
-        if reason := unfit(workload, target):
-            return reason
-        assert target.gpu is not None
-        a = heads_of(workload.inputs, dict(workload.attrs))
-        least: Config = {"rows": 8, "threads": 64, "across": 8, "columns": 1, "step": 8, "stages": 1}
-        fits = shared_bytes(workload, a, least) <= target.gpu.shared_per_block
-        return None if fits else f"{a.keys} scores of a query are too many for shared memory"
+        """Floats in ROW, heads of at most 128 elements."""
+        return unfit(workload, target)
 
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""

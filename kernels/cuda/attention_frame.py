@@ -2,8 +2,9 @@
 
     scores = f(q·kᵀ) → largest of each row, sum of the powers → Σ exp(score - largest)·v / sum
 
-so that a softmax costs no memory traffic, as in Dao et al., "FlashAttention", NeurIPS 2022; rows are short enough here to be kept
-whole, which makes the running maximum of Milakov & Gimelshein (2018) needless. Keys and values pass in steps, copied ahead.
+so that a softmax costs no memory traffic, as in Dao et al., "FlashAttention", NeurIPS 2022. Keys and values pass in steps, copied
+ahead. Either all scores of a row are kept, or those of a step: then the largest score is that so far, and where it grows, sums so
+far are scaled down (Milakov & Gimelshein, "Online normalizer calculation for softmax", 2018); so rows may have any length.
 Queries, keys and values are read, and the result is written, as rows of all heads or head by head. This file has the algorithm
 but for the two products, :mod:`wpk.kernels.cuda.attention_steps` the schedule.
 """
@@ -19,7 +20,7 @@ import numpy as np
 from wpk.core.pointwise import parse
 from wpk.core.target import Target
 from wpk.core.workload import Workload
-from wpk.dsl.algorithm import Algorithm, Axis, Reduce, Stage
+from wpk.dsl.algorithm import Algorithm, Axis, Carry, Reduce, Stage
 from wpk.dsl.ir import Binary, Buffer, Cast, Const, Expr, Load, Select, Unary
 from wpk.kernels.cuda.eltwise import stored
 from wpk.kernels.cuda.nests import gpu_of
@@ -28,6 +29,8 @@ from wpk.kernels.epilogue import ZERO, padded, to_expr
 from wpk.ops.attention import OWN, Heads, heads_of
 
 LEAST = Const(float("-inf"), "float32")
+#: the largest score before the first: finite, so that scores of -infinity are no differences of infinities
+LOWEST = -3.4028234663852886e38
 #: the largest head
 LARGEST = 128
 
@@ -78,8 +81,8 @@ class Dealt:
 class Tile:
     """Queries, keys of a step of the first product, and values as they are dealt; ``threads`` in the order of a block's.
 
-    ``step``: keys of a step of the second product; ``shares``: threads for a row of the softmax; elements of queries and keys
-    are padded to multiples of ``deep``; weights are stored as ``weights``.
+    ``step``: keys of a step of the second product, with ``stream`` of both; ``shares``: threads for a row of the softmax;
+    elements of queries and keys are padded to multiples of ``deep``; weights are stored as ``weights``.
     """
 
     m: Dealt
@@ -90,6 +93,7 @@ class Tile:
     shares: int
     deep: int
     weights: str = "float32"
+    stream: bool = False
 
     @property
     def count(self) -> int:
@@ -195,9 +199,20 @@ class Frame:
         return Axis("kb", self.keys // self.tile.step), Axis("ki", self.tile.step)
 
     @property
+    def last(self) -> Expr:
+        """The step behind the last one."""
+        return Const(self.steps[0].extent)
+
+    @property
     def turns(self) -> Axis:
         """Steps of the second product, as what its sum runs over."""
         return Axis("ko", self.steps[0].extent)
+
+    @property
+    def decay(self) -> Expr | None:
+        """What a step of the second product makes of the sums so far."""
+        place = (*self.at, self.tile.m.index(), self.turns.var)
+        return Load("decay", place) if self.tile.stream else None
 
     def query(self, row: Expr) -> Expr:
         """The query that a row of the tile is."""
@@ -239,28 +254,23 @@ def score(f: Frame, acc: Expr, row: Expr, key: Expr) -> Expr:
 
 
 def algorithm(f: Frame, sums: Callable[[Frame], Sums]) -> Algorithm:
-    """s[m,n] = f(sa[m,n]); largest[m], scale[m] = 1/Σ_n exp(s - largest); p = exp(s - largest); out[m,e] = oa[m,e]·scale[m]."""
-    t, a, at, row = f.tile, f.heads, f.at, f.row
-    products = sums(f)
-    tile = (*f.place, *t.m.made(), *f.columns)
+    """s[m,n] = f(sa[m,n]); the softmax of its rows; out[m,e] = oa[m,e]·scale[m]."""
+    t, a, at = f.tile, f.heads, f.at
+    products, tile = sums(f), (*f.place, *t.m.made(), *f.columns)
     sa = Load("sa", tuple(x.var for x in tile))
-    kb, ki = f.steps
-    weight = Unary("exp", f.scores(row.var, kb.var * t.step + ki.var) - Load("largest", (*at, row.var)))
     m, e, inner = t.m.index(), t.e.index(), (*t.m.made(), *t.e.made())
-    scale = Load("scale", (*at, m))
-    value: Expr = Load("oa", (*at, *(x.var for x in inner))) * scale
-    if f.workload.attr("safe"):
-        value = Select(Binary("==", scale, scale), value, ZERO)
+    total = Load("total", (*at, m, *((f.last,) if t.stream else ())))
+    value: Expr = Load("oa", (*at, *(x.var for x in inner))) * Load("scale", (*at, *(x.var for x in t.m.made())))
+    if f.workload.attr("safe"):  # the sum of no powers is 0, or not a number
+        value = Select(Binary("<", ZERO, total), value, ZERO)
     b, h, _ = at
     result = f.workload.outputs[0].dtype
     place = (b, f.query(m), h, e) if f.workload.attr("rows") else (b, h, f.query(m), e)
     inside = (f.query(m) < a.queries) & (e < a.values)
     stages = (
         *staged(f), *products.first,
-        Stage("s", tile, score(f, sa, t.m.index(), f.column)),
-        *shared(f, "largest", "max", lambda x: x, lambda x: x),
-        *shared(f, "scale", "+", lambda x: Unary("exp", x - Load("largest", (*at, row.var))), lambda x: Unary("recip", x)),
-        Stage("p", (*f.place, row, kb, ki), weight, dtype=t.weights), *products.second,
+        Stage("s", tile, score(f, sa, t.m.index(), f.column)), *(streamed(f) if t.stream else whole(f)), *products.second,
+        Stage("scale", (*f.place, *t.m.made()), Unary("recip", total)),
         Stage("out", (*f.place, *inner), value, None, place, inside, result),
     )  # fmt: skip
     return Algorithm("attention", tuple(buffers(f.workload, a)), stages)
@@ -282,17 +292,51 @@ def staged(f: Frame) -> tuple[Stage, Stage, Stage]:
     )  # fmt: skip
 
 
-def shared(f: Frame, name: str, op: str, more: Callable[[Expr], Expr], last: Callable[[Expr], Expr]) -> list[Stage]:
-    """``name``[row] = last(op over n of more(s[row, n])), in shares of several threads, added in order."""
-    row, share, turn = f.row, Axis("t", f.tile.shares), Axis("j", f.keys // f.tile.shares)
-    at, part = (*f.at, row.var), (*f.at, row.var, share.var)
-    init = float("-inf") if op == "max" else 0.0
-    read = f.scores(row.var, turn.var * share.extent + share.var)
+def whole(f: Frame) -> list[Stage]:
+    """largest[m], total[m] = Σ_n exp(s - largest), p[m,n] = exp(s - largest)."""
+    t, row, (kb, ki) = f.tile, f.row, f.steps
+    largest = Load("largest", (*f.at, row.var))
+    weight = Unary("exp", f.scores(row.var, kb.var * t.step + ki.var) - largest)
     return [
-        Stage(f"{name}_share", (*f.place, row, share), more(read), Reduce(op, (turn,), init)),
-        Stage(f"{name}_part", (*f.place, row, share), Load(f"{name}_share", part)),
-        Stage(f"{name}_whole", (*f.place, row), Load(f"{name}_part", part), Reduce(op, (share,), init)),
-        Stage(name, (*f.place, row), last(Load(f"{name}_whole", at))),
+        *shared(f, "largest", "max", f.keys, (), lambda n: f.scores(row.var, n)),
+        Stage("largest", (*f.place, row), Load("largest_all", (*f.at, row.var))),
+        *shared(f, "total", "+", f.keys, (), lambda n: Unary("exp", f.scores(row.var, n) - largest)),
+        Stage("total", (*f.place, row), Load("total_all", (*f.at, row.var))),
+        Stage("p", (*f.place, row, kb, ki), weight, dtype=t.weights),
+    ]
+
+
+def streamed(f: Frame) -> list[Stage]:
+    """The same step by step: largest[m,k] so far, decay[m,k] of what was summed before, ``before`` and ``total`` handed on."""
+    t, row, (kb, ki) = f.tile, f.row, f.steps
+    after, place, at = Axis("kt", kb.extent + 1), (*f.place, row, kb), (*f.at, row.var, kb.var)
+    weight = Unary("exp", f.scores(row.var, kb.var * t.step + ki.var) - Load("largest", at))
+    handed = (*f.at, row.var, after.var)
+    return [
+        *shared(f, "largest", "max", t.step, (kb,), lambda n: f.scores(row.var, kb.var * t.step + n)),
+        Stage("before", (*f.place, row, after), Load("largest", handed), carry=Carry("kt", LOWEST)),
+        Stage("largest", place, Binary("max", Load("before", at), Load("largest_all", at))),
+        Stage("decay", place, Unary("exp", Load("before", at) - Load("largest", at))),
+        Stage("p", (*f.place, row, kb, ki), weight, dtype=t.weights),
+        *shared(f, "total", "+", t.step, (kb,), lambda n: Load("p", (*at, n))),
+        Stage("total", (*f.place, row, after), Load("sum", handed), carry=Carry("kt", 0.0)),
+        Stage("sum", place, Load("total", at) * Load("decay", at) + Load("total_all", at)),
+    ]
+
+
+def shared(
+    f: Frame, name: str, op: str, count: int, step: tuple[Axis, ...], value: Callable[[Expr], Expr]
+) -> list[Stage]:
+    """``name_all``[row, *step] = op over n < count of value(n), in shares of several threads, added in order."""
+    row, share, turn = f.row, Axis("t", f.tile.shares), Axis("j", count // f.tile.shares)
+    place = (*f.place, row, *step)
+    part = tuple(x.var for x in (*place, share))
+    init = float("-inf") if op == "max" else 0.0
+    read = value(turn.var * share.extent + share.var)
+    return [
+        Stage(f"{name}_share", (*place, share), read, Reduce(op, (turn,), init)),
+        Stage(f"{name}_part", (*place, share), Load(f"{name}_share", part)),
+        Stage(f"{name}_all", place, Load(f"{name}_part", part), Reduce(op, (share,), init)),
     ]
 
 

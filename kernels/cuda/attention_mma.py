@@ -21,14 +21,14 @@ from wpk.dsl.ir import Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import Reorder, Split, Step, StoreAs, Tensorize, Unroll, schedule
 from wpk.kernels.cuda.attention_frame import Dealt, Frame, Sums, Tile, algorithm, packed, unfit
-from wpk.kernels.cuda.attention_steps import PLACE, Pads, rounds, shared_of, steps
+from wpk.kernels.cuda.attention_steps import PLACE, Pads, rounds, shared_of, steps, waiting
 from wpk.kernels.cuda.gemm_mma import RATE_BYTES, STEP_BYTES, precision_of
 from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP
 from wpk.kernels.cuda.product import resident_blocks
 from wpk.kernels.family import Built
 from wpk.kernels.instr.cuda import TYPES, mma
 from wpk.ops.attention import OWN, Heads, heads_of
-from wpk.search.knobs import Knob, Ordered
+from wpk.search.knobs import Choice, Knob, Ordered
 from wpk.search.space import Constraint, Space
 
 #: most threads that share a row of the softmax
@@ -45,7 +45,7 @@ def mma_sums(f: Frame) -> Sums:
     second = Load("p", (*at, t.m.index(), k.var, ki.var)) * Load("vs", (*group, k.var, ki.var, t.e.index()))
     return Sums(
         (Stage("sa", (*f.place, *m, *n), first, Reduce("+", (d,))),),
-        (Stage("oa", (*f.place, *m, *e), second, Reduce("+", (k, ki))),),
+        (Stage("oa", (*f.place, *m, *e), second, Reduce("+", (k, ki), decay=f.decay)),),
     )
 
 
@@ -58,8 +58,9 @@ def tile_of(a: Heads, c: Config, dtype: str) -> Tile:
     m = Dealt((("mw", down), ("mi", rows), ("mh", 2), ("mg", 8)), ("mw", "mg"))
     n = Dealt((("nw", beside), ("ni", columns), ("nq", 4), ("nv", 2)), ("nw", "nq"))
     e = Dealt((("ew", beside), ("ei", -(-a.values // (8 * beside))), ("eq", 4), ("ev", 2)), ("ew", "eq"))
+    deep = STEP_BYTES // DTYPE_BYTES[dtype]
     shares = min(down * beside * WARP // m.extent, TOGETHER)
-    return Tile(m, n, e, ("mw", "nw", "mg", "nq"), int(c["step"]), shares, STEP_BYTES // DTYPE_BYTES[dtype], dtype)
+    return Tile(m, n, e, ("mw", "nw", "mg", "nq"), int(c["step"]), shares, deep, dtype, c["keys"] == "stream")
 
 
 def space(workload: Workload, gpu: Gpu) -> Space:
@@ -69,7 +70,7 @@ def space(workload: Workload, gpu: Gpu) -> Space:
     knobs: tuple[Knob, ...] = (
         Ordered("warps_m", (1, 2, 4, 8), 1), Ordered("warps_n", (1, 2, 4, 8), 4), Ordered("rows", (1, 2), 1),
         Ordered("columns", (1, 2, 4, 8), 2), Ordered("step", tuple(n for n in (8, 16, 32, 64, 128) if n >= least), 32),
-        Ordered("stages", (1, 2, 3), 2), Ordered("min_blocks", (1, 2, 3, 4), 1),
+        Ordered("stages", (1, 2, 3), 2), Ordered("min_blocks", (1, 2, 3, 4), 1), Choice("keys", ("whole", "stream"), "whole"),
     )  # fmt: skip
     limits = limits_of(workload, a, gpu)
     return Space(knobs, limits, first_configs(workload, a, gpu, knobs, limits))
@@ -83,6 +84,7 @@ def limits_of(workload: Workload, a: Heads, gpu: Gpu) -> tuple[Constraint, ...]:
         lambda c: 8 * int(c["warps_n"]) * int(c["columns"]) < max(2 * a.keys, 65),
         lambda c: 8 * int(c["warps_n"]) < max(2 * a.values, 9),
         lambda c: int(c["step"]) < max(2 * a.keys, 33),
+        lambda c: c["keys"] == "whole" or int(c["step"]) == 8 * int(c["warps_n"]) * int(c["columns"]),
         lambda c: tile_of(a, c, dtype).count <= 512,
         lambda c: registers(a, c) <= MOST_REGISTERS,
         lambda c: int(c["min_blocks"]) * tile_of(a, c, dtype).count * registers(a, c) <= gpu.registers_per_sm,
@@ -110,8 +112,9 @@ def first_configs(
     for down, rows in ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2)):
         tiles = [
             {**base, "warps_m": down, "warps_n": beside, "rows": rows, "columns": columns, "step": step, "stages": stages}
-            for beside in (1, 2, 4, 8) for columns in (2, 4, 8) for step in (32, 64) for stages in (1, 2)
+            for beside in (1, 2, 4, 8) for columns in (1, 2, 4, 8) for step in (32, 64) for stages in (1, 2)
         ]  # fmt: skip
+        tiles += [{**c, "keys": "stream"} for c in tiles]
         fit = [c for c in tiles if all(limit(c) for limit in limits)]
         found += sorted(fit, key=lambda c: cost(workload, a, gpu, c))[:1]
     return tuple(sorted(found, key=lambda c: cost(workload, a, gpu, c)))
@@ -127,8 +130,7 @@ def cost(workload: Workload, a: Heads, gpu: Gpu, c: Config) -> float:
     products = t.m.extent * f.keys * (f.size + t.e.extent) * size / RATE_BYTES
     read = (beside * t.m.extent + down * f.keys) * (f.size + t.e.extent) * size / 128
     work = max(products, read) + t.m.extent * f.keys * 0.5
-    waits = (f.keys / t.n.extent + f.keys / t.step) * (900 if c["stages"] == 1 else 300)
-    return rounds(f, gpu, resident, t.count, work, waits)
+    return rounds(f, gpu, resident, t.count, work, waiting(f, int(c["stages"])))
 
 
 # --- THE SCHEDULE -------------------------------------------------------------------------------------------------------
@@ -167,16 +169,12 @@ class CudaAttentionMma:
     packing: tuple[str, ...] = ()
 
     def matches(self, workload: Workload, target: Target) -> str | None:
-        """q, k and v of one dtype in ROW: 16-bit floats, or float32 with ``precision="tf32"``; rows of scores that fit."""
+        """q, k and v of one dtype in ROW: 16-bit floats, or float32 with ``precision="tf32"``."""
         if reason := unfit(workload, target):
             return reason
         if precision_of(workload) is None or len({t.dtype for t in workload.inputs[:OWN]}) > 1:
             return f"operands {workload.inputs[:OWN]}: tensor cores take one 16-bit float, or float32 with precision tf32"
-        assert target.gpu is not None
-        a = heads_of(workload.inputs, dict(workload.attrs))
-        least: Config = {"warps_m": 1, "warps_n": 1, "rows": 1, "columns": 2, "step": 16, "stages": 1}
-        fits = shared_bytes(workload, a, least) <= target.gpu.shared_per_block
-        return None if fits else f"{a.keys} scores of a query are too many for shared memory"
+        return None
 
     def space(self, workload: Workload, target: Target) -> Space:
         """See :func:`space`."""

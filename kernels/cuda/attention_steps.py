@@ -31,13 +31,21 @@ class Pads:
 
 
 def shared_of(f: Frame, stages: int) -> int:
-    """Queries and scores, and the larger of what the two products take beside them."""
+    """Queries and scores, and the larger of what the two products take beside them, or both where they take turns."""
     t, rows = f.tile, f.tile.m.extent
     q, k, v = (DTYPE_BYTES[x.dtype] for x in f.workload.inputs[:OWN])
-    lasting = rows * ((f.size + 16 // q) * q + 4 * (f.keys + 16) + 8 * t.shares + 8)
-    first = stages * t.n.extent * (f.size * k + 16)
-    second = stages * (t.step * (t.e.extent * v + 16) + rows * (t.step * DTYPE_BYTES[t.weights] + 16))
-    return lasting + max(first, second) + 1024
+    scores = t.step if t.stream else f.keys
+    lasting = rows * ((f.size + 16 // q) * q + 4 * (scores + 16) + 8 * t.shares + 24)
+    first, values = stages * t.n.extent * (f.size * k + 16), stages * t.step * (t.e.extent * v + 32)
+    weights = (1 if t.stream else stages) * rows * (t.step * DTYPE_BYTES[t.weights] + 16)
+    return lasting + (first + values + weights if t.stream else max(first, values + weights)) + 1536
+
+
+def waiting(f: Frame, stages: int) -> float:
+    """Rough cycles that a block's steps wait for memory and for each other."""
+    first, second = f.keys / f.tile.n.extent, f.keys / f.tile.step
+    memory = 900 if stages == 1 else 300
+    return second * (memory + 700) if f.tile.stream else (first + second) * memory
 
 
 def rounds(f: Frame, gpu: Gpu, resident: int, threads: int, work: float, waits: float) -> float:
@@ -63,15 +71,20 @@ def steps(f: Frame, c: Config, pads: Pads) -> list[Step]:
         Reorder("out", (*PLACE, *t.of_values(), *held)), *fuse, *threads,
         Bind("out", block, "block.x", int(c["min_blocks"])), Bind("out", thread, "thread"),
         *(Unroll("out", x) for x in held[:-1]), Vectorize("out", held[-1]),
-        *scores_steps(f, block, pads.scores), *softmax_steps(f, "largest", block), *softmax_steps(f, "scale", block),
+        *scores_steps(f, block, pads.scores), *softmax_steps(f, block), *copy_steps(f, block, pads),
         ComputeAt("oa", "out", thread, "register"),
-        *copy_steps(f, block, pads),
+        ComputeAt("scale", "out", thread, "register"), *(Unroll("scale", x) for x in t.m.held),
     ]  # fmt: skip
     depth = int(c["stages"])
     if depth > 1:
-        plan += [Pipeline("s", "nb", depth)] if f.keys > t.n.extent else []
+        plan += [Pipeline("s", "nb", depth)] if f.keys > t.n.extent and not t.stream else []
         plan += [Pipeline("oa", "ko", depth)] if f.keys > t.step else []
     return plan
+
+
+def within(f: Frame, block: str) -> tuple[str, str]:
+    """Where the scores are: the block's, or those of a step."""
+    return ("oa", "ko") if f.tile.stream else ("out", block)
 
 
 def scores_steps(f: Frame, block: str, pad: int) -> list[Step]:
@@ -81,7 +94,7 @@ def scores_steps(f: Frame, block: str, pad: int) -> list[Step]:
     vector = t.n.names[-1] in t.n.held and dict(t.n.axes)[t.n.names[-1]] > 1
     last: Step = Vectorize("s", held[-1]) if vector else Unroll("s", held[-1])
     return [
-        ComputeAt("s", "out", block, "block"),
+        ComputeAt("s", *within(f, block), "block"),
         StoreAs("s", pad=("nb", pad), join=(t.m.names, ("nb", *t.n.names))),
         Reorder("s", (*PLACE, "nb", *t.threads, *held)), *threads, Bind("s", thread, "thread"),
         *(Unroll("s", x) for x in held[:-1]), last,
@@ -89,15 +102,25 @@ def scores_steps(f: Frame, block: str, pad: int) -> list[Step]:
     ]  # fmt: skip
 
 
-def softmax_steps(f: Frame, name: str, block: str) -> list[Step]:
-    """The stages of :func:`shared`."""
-    share, part, whole = (f"{name}_{x}" for x in ("share", "part", "whole"))
+def softmax_steps(f: Frame, block: str) -> list[Step]:
+    """The largest scores and sums of powers, by threads of a row, then by one; with ``stream`` what goes on to the next step."""
+    plan = [*share_steps(f, "largest", "largest", block), *share_steps(f, "total", "sum" if f.tile.stream else "total", block)]
+    for stage in ("before", "decay", "total") if f.tile.stream else ():
+        plan += [ComputeAt(stage, *within(f, block), "block"), Bind(stage, "r", "thread")]
+    return plan
+
+
+def share_steps(f: Frame, name: str, last: str, block: str) -> list[Step]:
+    """The stages of :func:`wpk.kernels.cuda.attention_frame.shared`, and the one they are for."""
+    share, part, whole = (f"{name}_{x}" for x in ("share", "part", "all"))
+    step = ("kb",) if f.tile.stream else ()
     return [
-        ComputeAt(part, "out", block, "block"), Fuse(part, "r", "t", "thread"), Bind(part, "thread", "thread"),
+        ComputeAt(part, *within(f, block), "block"), Reorder(part, (*PLACE, *step, "r", "t")),
+        Fuse(part, "r", "t", "thread"), Bind(part, "thread", "thread"),
         ComputeAt(share, part, "thread", "register"), Split(share, "j", 8, "j_o", "j_u"),
-        Reorder(share, (*PLACE, "r", "t", "j_o", "j_u")), Unroll(share, "j_u"),
-        ComputeAt(name, "out", block, "block"), Bind(name, "r", "thread"),
-        ComputeAt(whole, name, "r", "register"), Unroll(whole, "t"),
+        Reorder(share, (*PLACE, *step, "r", "t", "j_o", "j_u")), Unroll(share, "j_u"),
+        ComputeAt(last, *within(f, block), "block"), Bind(last, "r", "thread"),
+        ComputeAt(whole, last, "r", "register"), Unroll(whole, "t"),
     ]  # fmt: skip
 
 
@@ -107,9 +130,10 @@ def copy_steps(f: Frame, block: str, pads: Pads) -> list[Step]:
     sizes = [DTYPE_BYTES[x.dtype] for x in f.workload.inputs[:OWN]]
     q, k = (width_of(a.size, f.size, bytes_each=n) for n in sizes[:2])
     v, weights = width_of(a.values, t.e.extent, bytes_each=sizes[2]), width_of(t.step, bytes_each=4)
+    keys = ("oa", "ko") if t.stream else ("s", "nb")
     return [
         ComputeAt("qs", "out", block, "block"), *copied("qs", PLACE, ("r",), "d", q, t.count),
-        ComputeAt("ks", "s", "nb", "block"), *copied("ks", ("b", "g"), ("n",), "d", k, t.count),
+        ComputeAt("ks", *keys, "block"), *copied("ks", ("b", "g"), ("n",), "d", k, t.count),
         ComputeAt("p", "oa", "ko", "block"), *copied("p", (*PLACE, "kb"), ("r",), "ki", weights, t.count),
         ComputeAt("vs", "oa", "ko", "block"), *copied("vs", ("b", "g", "kb"), ("ki",), "e", v, t.count),
         StoreAs("qs", pad=("d", pads.queries)), StoreAs("ks", pad=("d", pads.keys)),

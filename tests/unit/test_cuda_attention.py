@@ -48,6 +48,11 @@ def general(
     return Workload("attention", types, (TensorType(dtype, out),), attrs)
 
 
+#: small steps, so that there are several
+STREAMS: dict[str, dict[str, int]] = {
+    "cuda_attention": {"rows": 8, "threads": 64, "across": 8, "columns": 1, "step": 8},
+    "cuda_attention_mma": {"warps_m": 1, "warps_n": 1, "rows": 1, "columns": 1, "step": 8},
+}
 CAUSAL = TensorType("bool", (1, 1, 21, 21))
 CASES = {
     "mask": attention("float32", (2, 20, 24), 16),
@@ -83,8 +88,9 @@ def test_configs_are_right(measurer: Measurer, case: str, family: Family) -> Non
 
 
 @pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("keys", ["whole", "stream"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
-def test_a_row_with_no_score(family: Family, safe: bool) -> None:
+def test_a_row_with_no_score(family: Family, keys: str, safe: bool) -> None:
     """A query that may look at nothing gives no number, or zeros where the model asks for that."""
     types = ((1, 10, 32),) * 3
     mask = TensorType("float32", (1, 1, 10, 1))
@@ -93,7 +99,8 @@ def test_a_row_with_no_score(family: Family, safe: bool) -> None:
     feeds = [rng.standard_normal(s, np.float32) for s in types] + [np.zeros((1, 1, 10, 1), np.float32)]
     feeds[3][0, 0, 4] = -np.inf
     (expected,) = reference_output(workload, feeds)
-    kernel = family.build(workload, family.space(workload, H200).first[0], H200).kernel
+    config = {**family.space(workload, H200).default(), **STREAMS[family.name], "keys": keys}
+    kernel = family.build(workload, config, H200).kernel
     found = emulated(kernel, [x.reshape(p.shape) for x, p in zip(feeds, kernel.params, strict=False)]).reshape(1, 10, 32)
     assert np.isnan(expected[0, 4]).all() != safe
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
@@ -114,8 +121,32 @@ def test_encoders_do_not_spill(family: Family, capability: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_what_does_not_fit(family: Family) -> None:
-    rows = (1, 16, 64)
-    assert "expected floats" in str(family.matches(general((rows,) * 3, 2, dtype="int32", tf32=True), H200))
+    assert "expected floats" in str(family.matches(general(((1, 16, 64),) * 3, 2, dtype="int32", tf32=True), H200))
     assert "expected 128 at most" in str(family.matches(general(((1, 8, 512),) * 3, 2, tf32=True), H200))
-    long = (1, 100_000, 64)
-    assert "too many" in str(family.matches(general((rows, long, long), 2, tf32=True), H200))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_rows_of_any_length(family: Family) -> None:
+    """Where the scores of a query are too many for shared memory, those of a step are kept."""
+    keys = (1, 100_000, 64)
+    workload = general(((1, 16, 64), keys, keys), 2, tf32=True)
+    assert family.matches(workload, H200) is None
+    assert {c["keys"] for c in family.space(workload, H200).first} == {"stream"}
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_step_by_step(family: Family, stages: int) -> None:
+    """The largest score comes late in some rows, early in others, and some see no key of the first step."""
+    types = ((1, 21, 64),) * 3
+    mask = TensorType("float32", (1, 1, 21, 21))
+    workload = general(types, 2, "add(mul(acc,0.5),in3)", masks=(mask,), tf32=True)
+    rng = np.random.default_rng(stages)
+    feeds = [rng.standard_normal(s, np.float32) for s in types]
+    feeds.append(np.where(rng.random((1, 1, 21, 21)) < 0.3, -np.inf, 3 * rng.standard_normal((1, 1, 21, 21))).astype(np.float32))
+    feeds[3][0, 0, 7, :17] = -np.inf
+    (expected,) = reference_output(workload, feeds)
+    config = {**family.space(workload, H200).default(), **STREAMS[family.name], "stages": stages, "keys": "stream"}
+    kernel = family.build(workload, config, H200).kernel
+    found = emulated(kernel, [x.reshape(p.shape) for x, p in zip(feeds, kernel.params, strict=False)]).reshape(1, 21, 64)
+    np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-2 if family.name.endswith("mma") else 1e-5)
