@@ -13,10 +13,10 @@ ZIG    := $(shell command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&
 EXTRAS := dev,onednn,openblas,cuda-compile$(ZIG)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench gpu-check clean
+.PHONY: help demo test lint types bench bench-search gpu-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## compile resnet50 in 60 s, show the choices, the error and the speed
 	$(BIN)/python -m benchmarks.demo
@@ -35,6 +35,10 @@ types: $(READY) ## mypy --strict on an installed copy
 bench: $(BENCH) ## the nine zoo models against ONNX Runtime and OpenVINO (about half an hour)
 	$(BIN)/python -m benchmarks.models --models all --against onnxruntime,openvino --budget 120s --threads 2 \
 	  --json benchmarks/results/models.json
+
+bench-search: $(BENCH) ## all figures about the search, and a table of what was wanted (about an hour and a half)
+	$(BIN)/python -m pip install --quiet --editable '.[fleet,learn]'
+	$(BIN)/python -m benchmarks.search_goals
 
 gpu-check: ## on a machine with an NVIDIA GPU: tests, tuning, peers; figures go to OUT (see benchmarks/gpu_check.py)
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check --out $(or $(OUT),build/gpu) \

@@ -45,7 +45,7 @@ def agreement(one: Plan, two: Plan) -> dict[str, float]:
 
 
 def in_turns(runners: Sequence[Runner], rounds: int) -> list[list[float]]:
-    """Seconds of a run of each, in turns: a pause, in which the threads of the last one go to sleep, and a run that is not timed."""
+    """Seconds of a run of each, in turns: after a pause, in which the threads of the last one go to sleep, and an untimed run."""
     feeds = random_feeds(runners[0].plan.inputs)
     for runner in runners:
         runner.run(None, feeds)
