@@ -20,7 +20,7 @@ from wpk.dsl.ir import Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import ComputeAt, Reorder, Split, Step, Unroll, Vectorize, schedule
 from wpk.kernels.cuda.attention_frame import Dealt, Frame, Sums, Tile, algorithm, packed, unfit
-from wpk.kernels.cuda.attention_steps import PLACE, Pads, rounds, shared_of, steps, waiting
+from wpk.kernels.cuda.attention_steps import PLACE, Pads, fetching, rounds, shared_of, steps, waiting
 from wpk.kernels.cuda.nests import MOST_REGISTERS
 from wpk.kernels.cuda.product import resident_blocks
 from wpk.kernels.family import Built
@@ -117,7 +117,7 @@ def first_configs(
     """Guesses: for each number of queries the tile that shall take least time; best first."""
     base: Config = {k.name: k.default for k in knobs}
     found: list[Config] = []
-    for rows in (8, 16, 32, 64):
+    for rows in (64, 32, 16, 8):
         tiles = [
             {**base, "rows": rows, "threads": threads, "across": across, "columns": columns, "step": step, "stages": stages}
             for threads in (64, 128, 256) for across in (8, 16) for columns in (1, 2, 4, 8)
@@ -137,7 +137,7 @@ def cost(workload: Workload, a: Heads, gpu: Gpu, c: Config) -> float:
     resident = resident_blocks(gpu, t.count, registers(a, c), shared_bytes(workload, a, c))
     first = f.size * (0.3 + max(1, 3 * (rows + keys) / (rows * keys))) / 128
     second = t.e.extent * (0.3 + max(1, 3 * (rows + values / 4) / (rows * values))) / 128
-    work = t.m.extent * f.keys * (first + second + 0.5)
+    work = max(t.m.extent * f.keys * (first + second + 0.5), fetching(f))
     return rounds(f, gpu, resident, t.count, work, waiting(f, int(c["stages"])))
 
 

@@ -21,7 +21,7 @@ from wpk.dsl.ir import Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import Reorder, Split, Step, StoreAs, Tensorize, Unroll, schedule
 from wpk.kernels.cuda.attention_frame import Dealt, Frame, Sums, Tile, algorithm, packed, unfit
-from wpk.kernels.cuda.attention_steps import PLACE, Pads, rounds, shared_of, steps, waiting
+from wpk.kernels.cuda.attention_steps import PLACE, Pads, fetching, rounds, shared_of, steps, waiting
 from wpk.kernels.cuda.gemm_mma import RATE_BYTES, STEP_BYTES, precision_of
 from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP
 from wpk.kernels.cuda.product import resident_blocks
@@ -109,7 +109,7 @@ def first_configs(
     """Guesses: for each number of queries the tile that shall take least time; best first."""
     base: Config = {k.name: k.default for k in knobs}
     found: list[Config] = []
-    for down, rows in ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2)):
+    for down, rows in ((4, 2), (2, 2), (4, 1), (2, 1), (1, 1)):
         tiles = [
             {**base, "warps_m": down, "warps_n": beside, "rows": rows, "columns": columns, "step": step, "stages": stages}
             for beside in (1, 2, 4, 8) for columns in (1, 2, 4, 8) for step in (32, 64) for stages in (1, 2)
@@ -129,7 +129,7 @@ def cost(workload: Workload, a: Heads, gpu: Gpu, c: Config) -> float:
     down, beside = int(c["warps_m"]), int(c["warps_n"])
     products = t.m.extent * f.keys * (f.size + t.e.extent) * size / RATE_BYTES
     read = (beside * t.m.extent + down * f.keys) * (f.size + t.e.extent) * size / 128
-    work = max(products, read) + t.m.extent * f.keys * 0.5
+    work = max(max(products, read) + t.m.extent * f.keys * 0.5, fetching(f))
     return rounds(f, gpu, resident, t.count, work, waiting(f, int(c["stages"])))
 
 

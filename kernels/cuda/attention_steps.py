@@ -41,6 +41,12 @@ def shared_of(f: Frame, stages: int) -> int:
     return lasting + (first + values + weights if t.stream else max(first, values + weights)) + 1536
 
 
+def fetching(f: Frame) -> float:
+    """Cycles in which a multiprocessor gets the keys and values of a block from L2."""
+    _, k, v = (DTYPE_BYTES[x.dtype] for x in f.workload.inputs[:OWN])
+    return f.heads.keys * (f.heads.size * k + f.heads.values * v) / 40
+
+
 def waiting(f: Frame, stages: int) -> float:
     """Rough cycles that a block's steps wait for memory and for each other."""
     first, second = f.keys / f.tile.n.extent, f.keys / f.tile.step
