@@ -83,9 +83,9 @@ class RingStatements(CudaStatements):
         self._consume(use)
 
     def _begin(self, depth: int) -> None:
-        with self.block("if (thread == 0)"), self.block(f"for (int slot = 0; slot < {depth}; ++slot)"):
-            self.line("mbar_init(full + slot, 1);")
-            self.line(f"mbar_init(empty + slot, {self.threads // 32});")
+        with self.block(f"if (thread < {depth})"):
+            self.line("mbar_init(full + thread, 1);")
+            self.line(f"mbar_init(empty + thread, {self.threads // 32});")
         self.line("__syncthreads();")
 
     def _produce(self, make: For) -> None:

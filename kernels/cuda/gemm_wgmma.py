@@ -36,7 +36,7 @@ from wpk.dsl.schedule import (
 )
 from wpk.kernels.cuda.gemm import cheapest, row_lengths
 from wpk.kernels.cuda.gemm_mma import fragment_axes, laid, precision_of
-from wpk.kernels.cuda.nests import MOST_REGISTERS, added_parts, copied, fuse_all, gpu_of, part_axes, width_of
+from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, added_parts, copied, fuse_all, gpu_of, part_axes, width_of
 from wpk.kernels.cuda.operands import GpuOperands, as_float32
 from wpk.kernels.cuda.product import (
     Block,
@@ -128,7 +128,7 @@ def space(p: Product, gpu: Gpu, dtype: str, fetch: tuple[int, ...]) -> Space:
     step = step_of(dtype)
     columns = (16, 32, 64, 96, 128, 192, 256) if p.trans_b else (64, 128, 192, 256)
     knobs: tuple[Knob, ...] = (
-        Ordered("groups_m", (1, 2, 4), 1),
+        Ordered("groups_m", (1, 2, 3, 4), 1),
         Ordered("groups_n", (1, 2), 1),
         Ordered("rows", (1, 2), 1),
         Ordered("columns", columns, 64),
@@ -148,7 +148,7 @@ def limits_of(p: Product, gpu: Gpu) -> tuple[Constraint, ...]:
     return (
         lambda c: registers(c) <= MOST_REGISTERS,
         lambda c: tile_of(c).threads <= 4 * GROUP,
-        lambda c: int(c["min_blocks"]) * tile_of(c).threads * registers(c) <= gpu.registers_per_sm,
+        lambda c: int(c["min_blocks"]) * (tile_of(c).threads + WARP) * registers(c) <= gpu.registers_per_sm,
         lambda c: not c["fetch"] or (int(c["stages"]) > 1 and longest(p, tile_of(c)) <= LONGEST),
         lambda c: tile_of(c).m < max(2 * p.m, 65),
         lambda c: tile_of(c).n < max(2 * p.n, min(tile_of(c).n, PANEL) + 1),

@@ -173,7 +173,7 @@ RING_BROKEN = [
     ("12288", "12272", "barrier"),
     ("12288", "12304", "barrier"),
     ("wgmma_wait<1>();", "", "race"),
-    ("  mbar_init(empty + slot, 4);\n", "  mbar_init(empty + slot, 3);\n", "race"),
+    ("mbar_init(empty + thread, 4);", "mbar_init(empty + thread, 3);", "race"),
 ]
 
 
