@@ -147,6 +147,40 @@ def test_an_encoder(causal: bool, tmp_path: Path) -> None:
     assert ops(graph).count("attention") == 2 and not {"softmax", "matmul", "transpose"} & set(ops(graph))
 
 
+FORMS: dict[str, tuple[dict[str, list[int]], dict[str, Any]]] = {
+    "rows": ({"q": [2, 5, 12], "k": [2, 7, 12], "v": [2, 7, 18]}, {"q_num_heads": 3, "kv_num_heads": 3}),
+    "heads": ({"q": [2, 3, 5, 4], "k": [2, 3, 7, 4], "v": [2, 3, 7, 6]}, {}),
+    "causal": ({"q": [2, 3, 5, 4], "k": [2, 3, 5, 4], "v": [2, 3, 5, 6]}, {"is_causal": 1, "scale": 0.3}),
+    "cap": ({"q": [1, 1, 5, 4], "k": [1, 1, 7, 4], "v": [1, 1, 7, 6]}, {"softcap": 2.0}),
+    "mask": ({"q": [2, 3, 5, 4], "k": [2, 3, 7, 4], "v": [2, 3, 7, 6], "mask": [2, 1, 5, 7]}, {}),
+    "condition": ({"q": [2, 3, 5, 4], "k": [2, 3, 7, 4], "v": [2, 3, 7, 6], "mask": [5, 7]}, {}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("joined", [False, True])
+def test_onnx_attention(form: str, joined: bool, tmp_path: Path) -> None:
+    inputs, attrs = FORMS[form]
+    nodes = [node("Attention", ["q", "k", "v", *(["c" if form == "condition" else "mask"] if "mask" in inputs else [])], ["y"])]
+    for name, value in attrs.items():
+        nodes[0].attribute.append(onnx.helper.make_attribute(name, value))
+    if form == "condition":
+        nodes.insert(0, node("Less", ["mask", "half"], ["c"]))
+    model = make(nodes, inputs, ["y"], {"half": np.array(0.5, np.float32)} if form == "condition" else {}, opset=23)
+    model.ir_version = 11
+    graph = optimized(model, tmp_path, EVERYTHING if joined else None)
+    assert not {"region", "onnx"} & set(ops(graph)) and ops(graph).count("attention") == joined
+    if joined:
+        assert not {"transpose", "softmax", "matmul"} & set(ops(graph))
+
+
+def test_onnx_attention_with_a_past_stays(tmp_path: Path) -> None:
+    inputs = {"q": [1, 2, 3, 4], "k": [1, 2, 3, 4], "v": [1, 2, 3, 4], "pk": [1, 2, 5, 4], "pv": [1, 2, 5, 4]}
+    model = make([node("Attention", ["q", "k", "v", "", "pk", "pv"], ["y", "a", "b"])], inputs, ["y"], opset=23)
+    model.ir_version = 11
+    assert ops(optimized(model, tmp_path, EVERYTHING)) == ["region"]
+
+
 def test_text() -> None:
     assert format_pipeline((Attention(lambda workload: False),)) == "attention"
     assert parse_pipeline("attention") == (Attention(),)

@@ -45,7 +45,9 @@ OPERATORS: dict[str, Operator] = {
 #: ONNX op of the default domain → its translation
 LIFTS: dict[str, Lift] = {name: lift for op in OPERATORS.values() for name, lift in op.lifts.items()}
 #: ONNX ops whose translation looks at dtypes itself; all others are of float32 throughout
-ANY_DTYPE = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Expand", "Cast", "Gather", "Where"} | set(LOGIC)
+ANY_DTYPE = {
+    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Expand", "Cast", "Gather", "Where", "Attention", *LOGIC,
+}  # fmt: skip
 #: layouts offered when nothing is said about the target
 LAYOUTS = ("NCHW16c", "NCHW8c")
 

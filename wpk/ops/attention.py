@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from wpk.core.pointwise import Input, Literal, Point, apply, inputs_of, parse, size
+from wpk.core.pointwise import Acc, Input, Literal, Point, apply, inputs_of, parse, size
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
-from wpk.ops.base import Operator, Shape, Speller, row_only
+from wpk.ops.base import Builder, Foreign, Operator, Shape, Speller, eltwise, row_only
 from wpk.ops.eltwise import spell_point
 
 #: q, k and v; further inputs are operands of the scores
@@ -94,6 +94,66 @@ def flops(w: Workload) -> float:
     return prod(h.scores) * (2.0 * (h.size + h.values) + 5.0 + size(parse(str(w.attr("scores")))))
 
 
+def lift(f: Foreign, b: Builder) -> str | None:
+    """Attention (opset 23) without a past, as exporters of older models spell it: products, a softmax, transposes."""
+    if f.extra_outputs or any(f.has(i) for i in range(4, len(f.inputs))):
+        return "keys and values of the past, or their lengths"
+    types = [f.type(i) for i in range(OWN)]
+    if any(t.dtype != "float32" for t in (*types, f.out)):
+        return "not float32"
+    counts = [int(f.attrs.get(x, 0)) or types[i].shape[1] for i, x in enumerate(("q_num_heads", "kv_num_heads"))]
+    if counts[0] != counts[1]:
+        return f"{counts[0]} heads of queries for {counts[1]} of keys"
+    a = heads_of(types, {"heads": counts[0]})
+    q, k, v = (_split(b, f.inputs[i], t.shape, counts[0]) for i, t in enumerate(types))
+    turned = b.emit("transpose", (k,), (a.batch, a.heads, a.size, a.keys), f.inputs[1], perm=(0, 1, 3, 2))
+    masked = _masked(f, b, a, b.emit("matmul", (q, turned), a.scores, f.outputs[0], _scaled(f, a)))
+    if masked is None:
+        return f"a mask {f.type(3)} that does not broadcast to the scores {a.scores}"
+    weights = b.emit("softmax", (masked,), a.scores, f.outputs[0], axis=3)
+    if f.has(3):
+        weights = eltwise(f, b, GUARD, (weights,), a.scores, f.outputs[0], final=False)
+    by_rows, mixed = len(f.out.shape) == 3, (a.batch, a.heads, a.queries, a.values)
+    made = b.emit("matmul", (weights, v), mixed, f.outputs[0], final=not by_rows)
+    if by_rows:
+        made = b.emit("transpose", (made,), (a.batch, a.queries, a.heads, a.values), f.outputs[0], perm=(0, 2, 1, 3))
+        b.view(made, f.out.shape, f.outputs[0], final=True)
+    return None
+
+
+def _split(b: Builder, value: str, shape: Shape, heads: int) -> str:
+    """Rows of all heads as (B, H, L, D)."""
+    if len(shape) == 4:
+        return value
+    batch, length, width = shape
+    rows = b.view(value, (batch, length, heads, width // heads), value)
+    return b.emit("transpose", (rows,), (batch, heads, length, width // heads), value, perm=(0, 2, 1, 3))
+
+
+def _scaled(f: Foreign, a: Heads) -> Point:
+    """The product times the scale, softly capped."""
+    point = apply("mul", Acc(), Literal(float(np.float32(f.attrs.get("scale", a.size**-0.5)))))
+    cap = Literal(float(f.attrs.get("softcap", 0.0)))
+    return apply("mul", apply("tanh", apply("div", point, cap)), cap) if cap.value else point
+
+
+def _masked(f: Foreign, b: Builder, a: Heads, scores: str) -> str | None:
+    """Scores with the mask and without what comes later; None where the mask does not broadcast."""
+    if f.has(3):
+        mask = f.type(3)
+        if len(mask.shape) > 4 or any(n not in (1, m) for n, m in zip(mask.shape[::-1], a.scores[::-1], strict=False)):
+            return None
+        chosen = apply("where", Input(1), Input(0), Literal(float("-inf")))
+        point = chosen if mask.dtype == "bool" else apply("add", Input(0), Input(1))
+        scores = eltwise(f, b, point, (scores, f.inputs[3]), a.scores, f.outputs[0], final=False)
+    if int(f.attrs.get("is_causal", 0)):
+        later = np.where(np.tri(a.queries, a.keys, dtype=bool), np.float32(0), np.float32("-inf"))
+        name = b.constant(later.reshape(1, 1, a.queries, a.keys), f"{f.outputs[0]}.later")
+        point = apply("add", Input(0), Input(1))
+        scores = eltwise(f, b, point, (scores, name), a.scores, f.outputs[0], final=False)
+    return scores
+
+
 def spell(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> None:
     """As exporters write it."""
     h = heads_of(w.inputs, dict(w.attrs))
@@ -140,5 +200,6 @@ def _shape(s: Speller, shape: tuple[int, ...]) -> str:
 
 
 ATTENTION = Operator(
-    "attention", "anchor", None, ("heads", "rows", "safe", "scores"), shapes, flops, row_only, spell
-)
+    "attention", "anchor", None, ("heads", "rows", "safe", "scores"), shapes, flops, row_only, spell,
+    {"Attention": lift},
+)  # fmt: skip
