@@ -20,7 +20,17 @@ from wpk.dsl.ir import Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import ComputeAt, Reorder, Split, Step, Unroll, Vectorize, schedule
 from wpk.kernels.cuda.attention_frame import Dealt, Frame, Sums, Tile, algorithm, packed, unfit
-from wpk.kernels.cuda.attention_steps import PLACE, Pads, fetching, rounds, shared_of, steps, waiting
+from wpk.kernels.cuda.attention_steps import (
+    KEEPING,
+    PLACE,
+    Pads,
+    fetching,
+    keeping,
+    rounds,
+    shared_of,
+    steps,
+    waiting,
+)
 from wpk.kernels.cuda.nests import MOST_REGISTERS
 from wpk.kernels.cuda.product import resident_blocks
 from wpk.kernels.family import Built
@@ -70,7 +80,7 @@ def tile_of(a: Heads, c: Config) -> Tile:
     m = Dealt((("mg", rows // side), ("mt", side)), ("mt",))
     n = Dealt((("ng", int(c["columns"])), ("nt", across)), ("nt",))
     e = Dealt((("eg", -(-a.values // (across * vector))), ("et", across), ("ev", vector)), ("et",))
-    return Tile(m, n, e, ("mt", "nt"), int(c["step"]), min(threads // rows, TOGETHER), UNROLLED, stream=c["keys"] == "stream")
+    return Tile(m, n, e, ("mt", "nt"), int(c["step"]), min(threads // rows, TOGETHER), UNROLLED, "float32", *keeping(c))
 
 
 def space(workload: Workload, gpu: Gpu) -> Space:
@@ -79,7 +89,7 @@ def space(workload: Workload, gpu: Gpu) -> Space:
     knobs: tuple[Knob, ...] = (
         Ordered("rows", (8, 16, 32, 64, 128), 32), Ordered("threads", (32, 64, 128, 256), 128),
         Ordered("across", (4, 8, 16, 32), 16), Ordered("columns", (1, 2, 4, 8), 4), Ordered("step", (8, 16, 32, 64), 32),
-        Ordered("stages", (1, 2, 3), 2), Ordered("min_blocks", (1, 2, 3, 4), 1), Choice("keys", ("whole", "stream"), "whole"),
+        Ordered("stages", (1, 2, 3), 2), Ordered("min_blocks", (1, 2, 3, 4), 1), Choice("keys", KEEPING, "whole"),
     )  # fmt: skip
     limits = limits_of(workload, a, gpu)
     return Space(knobs, limits, first_configs(workload, a, gpu, knobs, limits))
@@ -92,7 +102,7 @@ def limits_of(workload: Workload, a: Heads, gpu: Gpu) -> tuple[Constraint, ...]:
         lambda c: int(c["rows"]) < max(2 * a.queries, 9),
         lambda c: int(c["across"]) * int(c["columns"]) < max(2 * a.keys, 33),
         lambda c: int(c["step"]) < max(2 * a.keys, 9),
-        lambda c: c["keys"] == "whole" or int(c["step"]) == int(c["across"]) * int(c["columns"]),
+        lambda c: c["keys"] != "stream" or int(c["step"]) == int(c["across"]) * int(c["columns"]),
         lambda c: registers(a, c) <= MOST_REGISTERS,
         lambda c: int(c["min_blocks"]) * int(c["threads"]) * registers(a, c) <= gpu.registers_per_sm,
         lambda c: int(c["min_blocks"]) * shared_bytes(workload, a, c) <= min(gpu.shared_per_block, gpu.shared_per_sm),
@@ -123,7 +133,7 @@ def first_configs(
             for threads in (64, 128, 256) for across in (8, 16) for columns in (1, 2, 4, 8)
             for step in (16, 32) for stages in (1, 2)
         ]  # fmt: skip
-        tiles += [{**c, "keys": "stream"} for c in tiles]
+        tiles = [{**c, "keys": keys} for c in tiles for keys in KEEPING]
         fit = [c for c in tiles if all(limit(c) for limit in limits)]
         found += sorted(fit, key=lambda c: cost(workload, a, gpu, c))[:1]
     return tuple(sorted(found, key=lambda c: cost(workload, a, gpu, c)))

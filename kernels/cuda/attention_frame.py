@@ -81,8 +81,9 @@ class Dealt:
 class Tile:
     """Queries, keys of a step of the first product, and values as they are dealt; ``threads`` in the order of a block's.
 
-    ``step``: keys of a step of the second product, with ``stream`` of both; ``shares``: threads for a row of the softmax;
-    elements of queries and keys are padded to multiples of ``deep``; weights are stored as ``weights``.
+    ``step``: keys of a step of the second product, with ``stream`` of both; ``early``: values are copied with the queries, all of
+    them; ``shares``: threads for a row of the softmax; elements of queries and keys are padded to multiples of ``deep``; weights
+    are stored as ``weights``.
     """
 
     m: Dealt
@@ -94,6 +95,7 @@ class Tile:
     deep: int
     weights: str = "float32"
     stream: bool = False
+    early: bool = False
 
     @property
     def count(self) -> int:

@@ -21,7 +21,17 @@ from wpk.dsl.ir import Load
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import Reorder, Split, Step, StoreAs, Tensorize, Unroll, schedule
 from wpk.kernels.cuda.attention_frame import Dealt, Frame, Sums, Tile, algorithm, packed, unfit
-from wpk.kernels.cuda.attention_steps import PLACE, Pads, fetching, rounds, shared_of, steps, waiting
+from wpk.kernels.cuda.attention_steps import (
+    KEEPING,
+    PLACE,
+    Pads,
+    fetching,
+    keeping,
+    rounds,
+    shared_of,
+    steps,
+    waiting,
+)
 from wpk.kernels.cuda.gemm_mma import RATE_BYTES, STEP_BYTES, precision_of
 from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP
 from wpk.kernels.cuda.product import resident_blocks
@@ -60,7 +70,7 @@ def tile_of(a: Heads, c: Config, dtype: str) -> Tile:
     e = Dealt((("ew", beside), ("ei", -(-a.values // (8 * beside))), ("eq", 4), ("ev", 2)), ("ew", "eq"))
     deep = STEP_BYTES // DTYPE_BYTES[dtype]
     shares = min(down * beside * WARP // m.extent, TOGETHER)
-    return Tile(m, n, e, ("mw", "nw", "mg", "nq"), int(c["step"]), shares, deep, dtype, c["keys"] == "stream")
+    return Tile(m, n, e, ("mw", "nw", "mg", "nq"), int(c["step"]), shares, deep, dtype, *keeping(c))
 
 
 def space(workload: Workload, gpu: Gpu) -> Space:
@@ -70,7 +80,7 @@ def space(workload: Workload, gpu: Gpu) -> Space:
     knobs: tuple[Knob, ...] = (
         Ordered("warps_m", (1, 2, 4, 8), 1), Ordered("warps_n", (1, 2, 4, 8), 4), Ordered("rows", (1, 2), 1),
         Ordered("columns", (1, 2, 4, 8), 2), Ordered("step", tuple(n for n in (8, 16, 32, 64, 128) if n >= least), 32),
-        Ordered("stages", (1, 2, 3), 2), Ordered("min_blocks", (1, 2, 3, 4), 1), Choice("keys", ("whole", "stream"), "whole"),
+        Ordered("stages", (1, 2, 3), 2), Ordered("min_blocks", (1, 2, 3, 4), 1), Choice("keys", KEEPING, "whole"),
     )  # fmt: skip
     limits = limits_of(workload, a, gpu)
     return Space(knobs, limits, first_configs(workload, a, gpu, knobs, limits))
@@ -84,7 +94,7 @@ def limits_of(workload: Workload, a: Heads, gpu: Gpu) -> tuple[Constraint, ...]:
         lambda c: 8 * int(c["warps_n"]) * int(c["columns"]) < max(2 * a.keys, 65),
         lambda c: 8 * int(c["warps_n"]) < max(2 * a.values, 9),
         lambda c: int(c["step"]) < max(2 * a.keys, 33),
-        lambda c: c["keys"] == "whole" or int(c["step"]) == 8 * int(c["warps_n"]) * int(c["columns"]),
+        lambda c: c["keys"] != "stream" or int(c["step"]) == 8 * int(c["warps_n"]) * int(c["columns"]),
         lambda c: tile_of(a, c, dtype).count <= 512,
         lambda c: registers(a, c) <= MOST_REGISTERS,
         lambda c: int(c["min_blocks"]) * tile_of(a, c, dtype).count * registers(a, c) <= gpu.registers_per_sm,
@@ -114,7 +124,7 @@ def first_configs(
             {**base, "warps_m": down, "warps_n": beside, "rows": rows, "columns": columns, "step": step, "stages": stages}
             for beside in (1, 2, 4, 8) for columns in (1, 2, 4, 8) for step in (32, 64) for stages in (1, 2)
         ]  # fmt: skip
-        tiles += [{**c, "keys": "stream"} for c in tiles]
+        tiles = [{**c, "keys": keys} for c in tiles for keys in KEEPING]
         fit = [c for c in tiles if all(limit(c) for limit in limits)]
         found += sorted(fit, key=lambda c: cost(workload, a, gpu, c))[:1]
     return tuple(sorted(found, key=lambda c: cost(workload, a, gpu, c)))

@@ -17,6 +17,8 @@ from wpk.ops.attention import OWN
 
 #: what a block is: batch, head, tile of queries
 PLACE = ("b", "h", "mb")
+#: what is kept of the scores: all of a row, or a step's; or a row's, and all values with it
+KEEPING = ("whole", "stream", "early")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Pads:
     values: int
 
 
+def keeping(c: Config) -> tuple[bool, bool]:
+    """``stream`` and ``early`` of a tile."""
+    return c["keys"] == "stream", c["keys"] == "early"
+
+
 def shared_of(f: Frame, stages: int) -> int:
     """Queries and scores, and the larger of what the two products take beside them, or both where they take turns."""
     t, rows = f.tile, f.tile.m.extent
@@ -37,6 +44,8 @@ def shared_of(f: Frame, stages: int) -> int:
     scores = t.step if t.stream else f.keys
     lasting = rows * ((f.size + 16 // q) * q + 4 * (scores + 16) + 8 * t.shares + 24)
     first, values = stages * t.n.extent * (f.size * k + 16), stages * t.step * (t.e.extent * v + 32)
+    if t.early:
+        lasting, values = lasting + f.keys * (t.e.extent * v + 32), 0
     weights = (1 if t.stream else stages) * rows * (t.step * DTYPE_BYTES[t.weights] + 16)
     return lasting + (first + values + weights if t.stream else max(first, values + weights)) + 1536
 
@@ -51,7 +60,9 @@ def waiting(f: Frame, stages: int) -> float:
     """Rough cycles that a block's steps wait for memory and for each other."""
     first, second = f.keys / f.tile.n.extent, f.keys / f.tile.step
     memory = 900 if stages == 1 else 300
-    return second * (memory + 700) if f.tile.stream else (first + second) * memory
+    if f.tile.stream:
+        return second * (memory + 700)
+    return 900 + first * memory + (100 * second if f.tile.early else 900 + second * memory)
 
 
 def rounds(f: Frame, gpu: Gpu, resident: int, threads: int, work: float, waits: float) -> float:
@@ -137,11 +148,14 @@ def copy_steps(f: Frame, block: str, pads: Pads) -> list[Step]:
     q, k = (width_of(a.size, f.size, bytes_each=n) for n in sizes[:2])
     v, weights = width_of(a.values, t.e.extent, bytes_each=sizes[2]), width_of(t.step, bytes_each=4)
     keys = ("oa", "ko") if t.stream else ("s", "nb")
+    values, outer, rows = ("out", block), ("b", "g"), ("kb", "ki")
+    if not t.early:
+        values, outer, rows = ("oa", "ko"), ("b", "g", "kb"), ("ki",)
     return [
         ComputeAt("qs", "out", block, "block"), *copied("qs", PLACE, ("r",), "d", q, t.count),
         ComputeAt("ks", *keys, "block"), *copied("ks", ("b", "g"), ("n",), "d", k, t.count),
         ComputeAt("p", "oa", "ko", "block"), *copied("p", (*PLACE, "kb"), ("r",), "ki", weights, t.count),
-        ComputeAt("vs", "oa", "ko", "block"), *copied("vs", ("b", "g", "kb"), ("ki",), "e", v, t.count),
+        ComputeAt("vs", *values, "block"), *copied("vs", outer, rows, "e", v, t.count),
         StoreAs("qs", pad=("d", pads.queries)), StoreAs("ks", pad=("d", pads.keys)),
         StoreAs("p", (*PLACE, "kb", "r", "ki"), pad=("ki", pads.weights)), StoreAs("vs", pad=("e", pads.values)),
     ]  # fmt: skip

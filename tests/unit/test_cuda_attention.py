@@ -87,12 +87,11 @@ def test_configs_are_right(measurer: Measurer, case: str, family: Family) -> Non
         assert found.ok, (config, found)
 
 
-@pytest.mark.parametrize("safe", [False, True])
-@pytest.mark.parametrize("keys", ["whole", "stream"])
+@pytest.mark.parametrize("keys", ["whole", "stream", "early"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
-def test_a_row_with_no_score(family: Family, keys: str, safe: bool) -> None:
+def test_a_row_with_no_score(family: Family, keys: str) -> None:
     """A query that may look at nothing gives no number, or zeros where the model asks for that."""
-    types = ((1, 10, 32),) * 3
+    types, safe = ((1, 10, 32),) * 3, keys != "whole"
     mask = TensorType("float32", (1, 1, 10, 1))
     workload = general(types, 2, "add(acc,in3)", safe=safe, masks=(mask,), tf32=True)
     rng = np.random.default_rng(0)
@@ -110,7 +109,7 @@ def test_a_row_with_no_score(family: Family, keys: str, safe: bool) -> None:
 @pytest.mark.parametrize("capability", ["sm_80", "sm_90a", "sm_100"])
 def test_encoders_do_not_spill(family: Family, capability: str) -> None:
     target = gpu_target(capability)
-    for dtype, length, heads in (("float32", 128, 12), ("float16", 384, 16)):
+    for dtype, length, heads in (("float32", 128, 12), ("float16", 768, 16)):
         rows = (1, length, heads * 64)
         mask = TensorType("float32", (1, 1, 1, length))
         workload = general((rows,) * 3, heads, "add(div(acc,8.0),in3)", dtype=dtype, masks=(mask,), tf32=True)
@@ -134,7 +133,7 @@ def test_rows_of_any_length(family: Family) -> None:
     assert {c["keys"] for c in family.space(workload, H200).first} == {"stream"}
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("stages", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_step_by_step(family: Family, stages: int) -> None:
     """The largest score comes late in some rows, early in others, and some see no key of the first step."""

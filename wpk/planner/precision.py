@@ -17,6 +17,7 @@ from wpk.core.errors import UsageError
 from wpk.core.workload import Workload
 from wpk.graph.graph import Graph, Node
 from wpk.ops import work
+from wpk.ops.attention import OWN
 from wpk.passes.precision import STORED, lowerable, lowered
 from wpk.providers.reference import reference_output
 from wpk.runtime.ports import numpy_dtype
@@ -142,7 +143,8 @@ def evaluate_all(
         workload = graph.workload(node)
         arrays = [values[v] for v in node.inputs]
         if dict(node.attrs).get("precision") == "tf32":
-            arrays = [tf32(a) if i < 2 else a for i, a in enumerate(arrays)]
+            own = OWN if node.op == "attention" else 2
+            arrays = [tf32(a) if i < own else a for i, a in enumerate(arrays)]
         values.update(zip(node.outputs, reference_output(workload, arrays, node.payload), strict=True))
     if rounded_outputs != "float32":
         with np.errstate(over="ignore"):
