@@ -2,7 +2,7 @@
 
     python -m benchmarks.search_goals [--only strategies,fleet] [--table]
 
-Parts run one after the other, each in a process of its own; nothing else should run on the machine. A part that fails is named and
+Parts run one after the other, each in a process of its own; nothing else should run on the machine. One that fails is named and
 the others go on. ``--table`` only reads what is in benchmarks/results/search and writes goals.md there.
 """
 
@@ -110,7 +110,8 @@ GOALS = (
          lambda d: float(next(s["speedup"] for s in d["speed"] if s["workers"] == 4)), least=True),
     Goal("records lost or doubled by ten kills", "fleet", 0, lambda d: float(d["kills"]["lost"] + d["kills"]["doubled"])),
     Goal("seconds to open a log of 100,000 records", "log_load", 2.0, lambda d: float(d["open_with_index_s"])),
-    Goal("share of the nodes on which two tunings agree, three models", "agreement", 0.9, lambda d: float(d["same_provider"]), least=True),
+    Goal("share of the nodes on which two tunings agree, three models", "agreement", 0.9,
+         lambda d: float(d["same_provider"]), least=True),
 )  # fmt: skip
 
 
