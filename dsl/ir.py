@@ -179,8 +179,8 @@ class For:
     ``vector``: the body's innermost work runs as lanes; ``stop - start`` is the number of lanes. ``parallel``: iterations
     are divided among threads in chunks of ``grain``; parallel loops are outermost (after Allocs) and never nest. The
     ``grain`` of a block loop is the number of blocks that one multiprocessor shall have room for (registers are cut to fit).
-    ``ring``: a serial loop whose fetches, which stand first in its body, are made by a warp of the block that does nothing else,
-    up to ``grain`` iterations ahead of where all of the block are done.
+    ``ring``: a serial loop whose fetches, which stand first in its body, are made by threads of the block that do nothing else,
+    up to ``grain`` iterations ahead of where all others are done.
     """
 
     var: str

@@ -54,7 +54,7 @@ def pipeline(var: str, count: int, depth: int, made: Sequence[tuple[Buffer, Body
 
 
 def ring(var: str, count: Expr, depth: int, made: Sequence[tuple[Buffer, Body]], use: Body) -> Body:
-    """The loop as a ring of ``depth`` slots: what is made are fetches, and a warp of its own makes them as slots become free."""
+    """The loop as a ring of ``depth`` slots: what is made are fetches, made by threads of their own as slots become free."""
     lag = int(depth > 1 and use[-1:] == (Settle(),))
     names = {buffer.name for buffer, _ in made}
     make = tuple(s for _, body in made for s in body)

@@ -385,7 +385,7 @@ class Pipeline:
         for k: s = x[k]; use(s)     →     s[0] = x[0];  for k: s[(k+1) % 2] = x[k+1]; use(s[k % 2])          (depth 2)
 
     Copies from device memory are asynchronous (``cp.async``) where they move 4, 8 or 16 bytes unchanged. With ``fetch`` they are
-    boxes, fetched (TMA) by a warp of the block that does nothing else.
+    boxes, fetched (TMA) by threads of the block that do nothing else.
     TVM ``software_pipeline``, Triton ``num_stages``.
     """
 

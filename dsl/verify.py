@@ -54,8 +54,9 @@ def verify(kernel: Kernel) -> None:
     names are defined before use and hide nothing; index counts match; operators, dtypes, scopes and instructions are
     known; inputs and constant tables are never stored to; parallel loops stand outermost, under Allocs of shared buffers or
     tables only; unroll and vector loops have constant bounds, vector loops a power of two of lanes; registers are indexed
-    by unrolled variables, and by a vector lane in the last dimension. Block and thread loops start at 0 and have constant
-    bounds; block loops are outermost; what runs inside a second loop over threads knows nothing of the first one's thread.
+    by unrolled variables, and by a vector lane in the last dimension (on a GPU in any). Block and thread loops start at 0 and
+    have constant bounds; block loops are outermost; what runs inside a second loop over threads knows nothing of the first one's
+    thread.
     """
     try:
         _Verifier().kernel(kernel)
@@ -267,7 +268,8 @@ class _Verifier:
         last = d == len(b.shape) - 1
         for v in _variables(index):
             kind = self.loops.get(v)
-            lane = kind == "vector" and last and b.name not in self.private
+            scalars = "thread" in self.loops.values()  # a GPU's lanes are printed one by one
+            lane = kind == "vector" and (last or scalars) and b.name not in self.private
             if kind != "unroll" and not lane:
                 raise InternalError(f"register {b.name} is indexed by {v} ({kind}) in dimension {d}, expected unrolled loops")
 

@@ -12,7 +12,15 @@ from wpk.core.errors import InternalError
 from wpk.core.launch import CudaSource, Dim3, Launch
 from wpk.dsl.barriers import threads_of
 from wpk.dsl.codegen.cstyle import C_TYPES, identifier
-from wpk.dsl.codegen.cudaring import PRODUCERS, SLOT_BYTES, RingStatements, TensorMaps, placed, ring_depth
+from wpk.dsl.codegen.cudaring import (
+    PRODUCERS,
+    SLOT_BYTES,
+    RingStatements,
+    TensorMaps,
+    held_words,
+    placed,
+    ring_depth,
+)
 from wpk.dsl.codegen.cudaunit import LITERALS, CudaUnit
 from wpk.dsl.codegen.storage import Workspace, allocs, plan_workspace
 from wpk.dsl.instr import find
@@ -30,7 +38,7 @@ def emit(kernel: Kernel, isa: str, symbol: str | None = None) -> CudaSource:
     buffers = [*kernel.params, *(a.buffer for a in allocs(kernel.body))]
     narrow = all(prod(b.shape) < 1 << 31 for b in buffers)
     unit = CudaUnit("int" if narrow else "int64_t")
-    functions = _Functions(kernel, symbol, unit)
+    functions = _Functions(kernel, symbol, unit, isa)
     functions.body(kernel.body, {})
     text = _assemble(kernel, isa, unit, functions.texts)
     return CudaSource(text, tuple(functions.launches), functions.plan.shared_bytes, tuple(functions.maps.found))
@@ -48,8 +56,8 @@ def _assemble(kernel: Kernel, isa: str, unit: CudaUnit, functions: list[str]) ->
 class _Functions:
     """Cuts a kernel into its ``__global__`` functions."""
 
-    def __init__(self, kernel: Kernel, symbol: str, unit: CudaUnit) -> None:
-        self.kernel, self.symbol, self.unit = kernel, symbol, unit
+    def __init__(self, kernel: Kernel, symbol: str, unit: CudaUnit, isa: str) -> None:
+        self.kernel, self.symbol, self.unit, self.isa = kernel, symbol, unit, isa
         self.plan: Workspace = plan_workspace(kernel.body)
         self.printed: list[tuple[str, list[str], list[str]]] = []  # head, parameters, body
         self.launches: list[Launch] = []
@@ -79,7 +87,7 @@ class _Functions:
         params = [p for p in self.kernel.params if p.values is None]
         self.maps.places = placed(tuple(params), visible)
         f = RingStatements(self.unit, threads, offsets, self.maps, shared_bytes)
-        f.shows = runs_ahead((stmt,))
+        f.shows, f.held = runs_ahead((stmt,)), held_words((stmt,)) if self.isa == "sm_90a" else 0
         shared_bytes += SLOT_BYTES * depth
         threads += PRODUCERS if depth else 0
         for p in params:

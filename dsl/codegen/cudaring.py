@@ -1,10 +1,11 @@
-"""Rings: a warp of its own fetches boxes into the slots of shared memory, all others use them.
+"""Rings: a warpgroup of its own fetches boxes into the slots of shared memory, all others use them.
 
     full[s]    the fetches of slot s are there       one arrival, and the bytes
     empty[s]   nobody reads slot s any more          an arrival of each warp that uses it
 
-The fetching warp is added behind the threads of the block. Its code stands first in the function and returns from there, so that
-it runs nothing of the others' code; they have no block barrier after that.
+One thread fetches; its warpgroup is added behind the threads of the block. Its code stands first in the function and returns from
+there, so that it runs nothing of the others' code; they have no block barrier after that. It needs few registers, and is a whole
+warpgroup since only such can give registers to others.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ from wpk.dsl.affine import linear
 from wpk.dsl.codegen.cstyle import C_TYPES
 from wpk.dsl.codegen.cudastmt import CudaStatements
 from wpk.dsl.codegen.cudaunit import CudaUnit
+from wpk.dsl.codegen.storage import allocs
 from wpk.dsl.ir import Alloc, Barrier, Binary, Buffer, Const, Expr, Fetch, For, If, Settle, Stmt, Var
 
-#: threads that fetch, and bytes of a slot's barriers
-PRODUCERS, SLOT_BYTES = 32, 16
+#: threads of the warpgroup that fetches, and bytes of a slot's barriers
+PRODUCERS, SLOT_BYTES = 128, 16
+#: registers of a multiprocessor, most of a thread, those that a fetching thread keeps; a thread has a multiple of eight
+REGISTERS, MOST, KEPT, UNIT = 65536, 240, 24, 8
+#: registers of a thread beside what its buffers hold
+BESIDE = 56
 
 
 @dataclass
@@ -53,6 +59,7 @@ class RingStatements(CudaStatements):
     def __init__(self, unit: CudaUnit, threads: int, offsets: dict[int, int], maps: TensorMaps, barriers: int) -> None:
         super().__init__(unit, threads, offsets)
         self.maps, self.barriers = maps, barriers
+        self.held = 0  # words of the register buffers of a thread, where warpgroups may give registers to others
         self.rings: list[For] = []  # loops that are printed, kept because places are known by their identity
         self.slot = ""
         self.stmts[Fetch] = self._fetch
@@ -65,7 +72,7 @@ class RingStatements(CudaStatements):
 
     def _barrier(self, stmt: Barrier) -> None:
         if self.rings:
-            raise InternalError("a barrier of the block behind a ring, whose fetching warp is gone")
+            raise InternalError("a barrier of the block behind a ring, whose fetching warpgroup is gone")
         super()._barrier(stmt)
 
     def _ring(self, loop: For) -> None:
@@ -79,6 +86,8 @@ class RingStatements(CudaStatements):
         before, self.blocks[0].lines = self.blocks[0].lines, []
         self._begin(loop.grain)
         self._produce(make)
+        if self._raised():
+            self.line(f"registers_raise<{self._raised()}>();")
         self.blocks[0].lines += before
         self._consume(use)
 
@@ -91,12 +100,22 @@ class RingStatements(CudaStatements):
     def _produce(self, make: For) -> None:
         """Parities are those of the phase before: of an empty slot's first one the wait is over at once."""
         with self.block(f"if (thread >= {self.threads})"):
+            if self._raised():
+                self.line(f"registers_lower<{KEPT}>();")
             with self.block(f"if (thread == {self.threads})"), self._turns(make):
                 self.slot, parity = self._slot(make, 0), self._text(Var(make.var) // make.grain + 1, 2)
                 self.line(f"mbar_wait(empty + {self.slot}, {parity});")
                 self.line(f"mbar_arrive_expect(full + {self.slot}, {sum(map(fetched_bytes, make.body))});")
                 self.body(make.body)
             self.line("return;")
+
+    def _raised(self) -> int:
+        """Registers of a thread that does not fetch, when those that do have given theirs away; 0 where it has enough."""
+        together = self.threads + PRODUCERS
+        each = REGISTERS // (self.min_blocks * together) // UNIT * UNIT
+        raised = (each * together - KEPT * PRODUCERS) // self.threads // UNIT * UNIT
+        wanted = self.held and self.held + BESIDE > each and self.threads % PRODUCERS == 0 and KEPT <= each < MOST
+        return min(raised, MOST) if wanted and raised > each else 0
 
     def _consume(self, use: For) -> None:
         self._index_name("lane")
@@ -141,6 +160,12 @@ def ring_depth(body: tuple[Stmt, ...]) -> int:
     return max(depths, default=0)
 
 
+def held_words(body: tuple[Stmt, ...]) -> int:
+    """Words of all register buffers in ``body``."""
+    kept = (a.buffer for a in allocs(body) if a.buffer.scope == "register" and a.buffer.values is None)
+    return sum(-(-prod(b.shape) * C_TYPES[b.dtype][2] // 4) for b in kept)
+
+
 def fetched_bytes(stmt: Stmt) -> int:
     """Bytes that a fetch, or a loop of fetches, brings; 0 for another statement."""
     if isinstance(stmt, Fetch):
@@ -156,4 +181,4 @@ def placed(params: tuple[Buffer, ...], device: dict[str, tuple[Buffer, int]]) ->
     return {**own, **{n: (len(params), at) for n, (b, at) in device.items() if b.values is None}}
 
 
-__all__ = ["PRODUCERS", "SLOT_BYTES", "RingStatements", "TensorMaps", "placed", "ring_depth"]
+__all__ = ["PRODUCERS", "SLOT_BYTES", "RingStatements", "TensorMaps", "held_words", "placed", "ring_depth"]

@@ -460,7 +460,7 @@ class CudaStatements(Statements):
     def _wide_place(self, node: Load | Store, b: Binding) -> str | None:
         """The address of lane 0 when the lanes lie next to each other, aligned as a whole; else None."""
         size = self.lanes * C_TYPES[b.buffer.dtype][2]
-        if b.buffer.scope in _LOCAL or b.values is not None or size > 16 or self.lanes & (self.lanes - 1):
+        if b.buffer.scope in _LOCAL or b.values is not None or size > 32 or self.lanes & (self.lanes - 1):
             return None
         const, terms, stride = self.address(node, b)
         if stride != 1 or const % self.lanes or any(k % self.lanes for _, k in terms):

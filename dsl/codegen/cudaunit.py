@@ -52,10 +52,10 @@ class CudaUnit(Unit):
         raise InternalError(f"no CUDA function {name} for {dtype}")
 
     def vector(self, dtype: str, lanes: int) -> str:
-        """The struct of ``lanes`` elements, aligned so that it is read and written at once."""
+        """The struct of ``lanes`` elements, aligned so that it is read and written by up to 16 bytes at once."""
         _, short, size = C_TYPES[dtype]
         name = f"{short}x{lanes}"
-        self.vectors[name] = f"struct __align__({lanes * size}) {name} {{ {element_type(dtype)} v[{lanes}]; }};"
+        self.vectors[name] = f"struct __align__({min(lanes * size, 16)}) {name} {{ {element_type(dtype)} v[{lanes}]; }};"
         return name
 
 

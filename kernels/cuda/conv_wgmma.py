@@ -36,9 +36,10 @@ from wpk.kernels.cuda.conv_shape import (
     vectors_of,
 )
 from wpk.kernels.cuda.gemm_mma import precision_of
-from wpk.kernels.cuda.gemm_wgmma import ISA, Tile, as_tf32, tile_of
+from wpk.kernels.cuda.gemm_wgmma import ISA, Tile, as_tf32, tile_of, tiles_n
 from wpk.kernels.cuda.nests import MOST_REGISTERS, gpu_of
 from wpk.kernels.cuda.product import Ends
+from wpk.kernels.cuda.wgmma_columns import spread_ends, spread_rows
 from wpk.kernels.epilogue import ZERO
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product
@@ -80,8 +81,8 @@ def place_of(s: Conv, b: Boxes, axes: tuple[Axis, ...]) -> tuple[Expr, Expr, Exp
 
 def by_boxes(workload: Workload, s: Conv, p: Product, t: Tile, order: str, width: int) -> Algorithm:
     """The convolution over boxes of pixels: as[kb, ki, image, row, column]."""
-    b, e = boxes_of(s, t, width), ends(workload, s, p, order)
-    whole, dtype = replace(p, m=s.n * b.down * b.across * t.m), workload.inputs[0].dtype
+    b, dtype = boxes_of(s, t, width), workload.inputs[0].dtype
+    e, whole = spread_ends(ends(workload, s, p, order), p, "w", dtype), replace(p, m=s.n * b.down * b.across * t.m)
 
     def rows(axes: tuple[Axis, ...]) -> tuple[tuple[Expr, ...], Expr]:
         image, row, column = place_of(s, b, axes)
@@ -151,7 +152,7 @@ def fits_boxes(s: Conv, p: Product, step: int, c: Config) -> bool:
     """Do boxes have a size that can be fetched, and steps of the sum, and blocks, come out even?"""
     t = tile_of(c)
     b = boxes_of(s, t, int(c["fetch"]))
-    slow = s.n * b.down * b.across if c["order"] == "mn" else -(-p.n // t.n)
+    slow = s.n * b.down * b.across if c["order"] == "mn" else tiles_n(p, t)
     return b.height <= LONGEST and p.k % (step * t.split) == 0 and slow % int(c["group"]) == 0
 
 
@@ -190,12 +191,13 @@ class CudaConvWgmma:
         p, t, width = product_of(s, order, by_k=True), tile_of(config), int(config["fetch"])
         name = f"{TYPES[dtype][1]}_conv{s.kh}x{s.kw}_wgmma_{t.m}x{t.n}__{target.isa}"
         stored = [StoreAs("as", ("kb", "image", "my", "mx", "ki"), join=(("my", "mx"),), swizzle=128)] if width > 1 else []
-        plan = gemm_wgmma.steps(p, t, config, dtype, strides_of(s, p, order, dtype), stored)
+        result = workload.outputs[0].dtype
+        plan = gemm_wgmma.steps(p, t, config, dtype, result, strides_of(s, p, order, dtype), stored)
         plan += copied_first(s) if config["copy"] else []
         if width > 1:
             algorithm = by_boxes(workload, s, p, t, order, width)
         else:
-            algorithm = gemm_wgmma.algorithm(p, t, ends(workload, s, p, order), dtype)
+            algorithm = gemm_wgmma.algorithm(p, t, spread_ends(ends(workload, s, p, order), p, "w", dtype), dtype)
         return Built(lower(schedule(algorithm, plan), name), target.isa)
 
     def pack(
@@ -203,4 +205,4 @@ class CudaConvWgmma:
     ) -> list[np.ndarray]:
         """Weights by groups as (rows, k) in the order of the sum, padded; epilogue constants in the output's order."""
         weights, *rest = pack(workload, config, constants, by_k=True)
-        return [as_tf32(weights), *rest]
+        return [as_tf32(spread_rows(weights)), *rest]

@@ -3,7 +3,8 @@
 The plan is that of :mod:`wpk.kernels.cuda.gemm_mma` with warpgroups for warps: each has ``rows`` fragments of 64×``columns``, and
 one instruction of :mod:`wpk.kernels.instr.wgmma` adds a step of 128 bytes of k to all of them. Operands are read from shared
 memory alone, in rows of 128 bytes that are swizzled; next steps are copied and next products begun while this one runs.
-Constant weights are packed along k, so that tiles may have any number of columns; operands of float32 must lie so.
+Constant weights are packed along k, so that tiles may have any number of columns (operands of float32 must lie so), and so that
+threads have neighbouring columns (:mod:`wpk.kernels.cuda.wgmma_columns`).
 """
 
 from __future__ import annotations
@@ -31,12 +32,11 @@ from wpk.dsl.schedule import (
     StoreAs,
     Tensorize,
     Unroll,
-    Vectorize,
     schedule,
 )
 from wpk.kernels.cuda.gemm import cheapest, row_lengths
 from wpk.kernels.cuda.gemm_mma import fragment_axes, laid, precision_of
-from wpk.kernels.cuda.nests import MOST_REGISTERS, WARP, added_parts, copied, fuse_all, gpu_of, part_axes, width_of
+from wpk.kernels.cuda.nests import MOST_REGISTERS, copied, fuse_all, gpu_of, part_axes, width_of
 from wpk.kernels.cuda.operands import GpuOperands, as_float32
 from wpk.kernels.cuda.product import (
     Block,
@@ -50,6 +50,7 @@ from wpk.kernels.cuda.product import (
     resident_blocks,
     summed,
 )
+from wpk.kernels.cuda.wgmma_columns import Columns, as_vector, spread_ends, spread_over, spread_rows
 from wpk.kernels.family import Built
 from wpk.kernels.gemm import Product, product_of, unfit
 from wpk.kernels.instr.cuda import TYPES
@@ -102,22 +103,22 @@ Rows = Callable[[tuple[Axis, ...]], tuple[tuple[Expr, ...], Expr]]
 
 def algorithm(p: Product, t: Tile, e: Ends, dtype: str, rows: Rows | None = None) -> Algorithm:
     """out[m, n] = epilogue(sum over k of as[k, m] * bs[k, n]), m = ((((mb*groups + mw)*rows + mi)*4 + mp)*2 + mh)*8 + mg,
-    n = (((nb*groups + nw)*panels + no)*pieces + ni)*8 + 2*nq + nv. ``rows`` gives a row's indices in ``as`` and its place in
-    out, from the axes of m."""
+    n as :class:`wpk.kernels.cuda.wgmma_columns.Columns` has it. ``rows`` gives a row's indices in ``as`` and its place in out,
+    from the axes of m."""
     batch = batch_axes(p)
     m_axes, m = fragment_axes("m", "bwiphg", p.m, (t.groups_m, t.rows, 4, 2, 8))
     row, m = rows(m_axes) if rows else ((m,), m)
-    n_axes, n = fragment_axes("n", "bwoiqv", p.n, (t.groups_n, *pieces(p, t), 4, 2))
+    n_axes, column, n = columns_of(p, t).axes(p.n)
     k = k_axes(p.k, step_of(dtype), t.split)
     stages = [e.a((k.kb, k.ki), m_axes[0].extent * t.m), e.b((k.kb, k.ki), n_axes[0].extent * t.n)]
-    a, b = Load("as", (*batch_index(batch, p.a_batch), *k.at, *row)), Load("bs", (*batch_index(batch, p.b_batch), *k.at, n))
+    a, b = Load("as", (*batch_index(batch, p.a_batch), *k.at, *row)), Load("bs", (*batch_index(batch, p.b_batch), *k.at, column))
     at = (*(x.var for x in batch), m, n)
     return summed(e, stages, a * b, k, (*batch, *m_axes, *n_axes), at)
 
 
-def pieces(p: Product, t: Tile) -> tuple[int, int]:
-    """Panels of a warpgroup's columns and pieces of eight columns in each; one panel where b lies along k."""
-    return (1, t.columns // 8) if p.trans_b else (t.columns // PANEL, PANEL // 8)
+def columns_of(p: Product, t: Tile) -> Columns:
+    """The columns of a block: spread where weights are packed, in panels where b does not lie along k."""
+    return Columns(t.groups_n, t.columns, not p.trans_b, p.constant)
 
 
 # --- THE SPACE ----------------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def limits_of(p: Product, gpu: Gpu) -> tuple[Constraint, ...]:
     return (
         lambda c: registers(c) <= MOST_REGISTERS,
         lambda c: tile_of(c).threads <= 4 * GROUP,
-        lambda c: int(c["min_blocks"]) * (tile_of(c).threads + WARP) * registers(c) <= gpu.registers_per_sm,
+        lambda c: int(c["min_blocks"]) * (tile_of(c).threads * registers(c) + GROUP * 32) <= gpu.registers_per_sm,
         lambda c: not c["fetch"] or (int(c["stages"]) > 1 and longest(p, tile_of(c)) <= LONGEST),
         lambda c: tile_of(c).m < max(2 * p.m, 65),
         lambda c: tile_of(c).n < max(2 * p.n, min(tile_of(c).n, PANEL) + 1),
@@ -181,7 +182,12 @@ def shared_bytes(c: Config) -> int:
 def slow_tiles(p: Product, c: Config) -> int:
     """Blocks along the slow dimension of the block order."""
     t = tile_of(c)
-    return -(-p.m // t.m) if c["order"] == "mn" else -(-p.n // t.n)
+    return -(-p.m // t.m) if c["order"] == "mn" else tiles_n(p, t)
+
+
+def tiles_n(p: Product, t: Tile) -> int:
+    """Blocks along n."""
+    return -(-(spread_over(p.n) if p.constant else p.n) // t.n)
 
 
 def first_configs(
@@ -217,9 +223,10 @@ def cost(p: Product, gpu: Gpu, c: Config, dtype: str) -> float:
 
 
 def steps(
-    p: Product, t: Tile, c: Config, dtype: str, strides: tuple[int, int] | None = None, a_steps: Sequence[Step] = ()
+    p: Product, t: Tile, c: Config, dtype: str, result: str, strides: tuple[int, int] | None = None, a_steps: Sequence[Step] = ()
 ) -> list[Step]:
-    """The schedule of a config. ``strides`` as in :func:`wpk.kernels.cuda.gemm.steps`; ``a_steps``: that of ``as``, if another.
+    """The schedule of a config, for a ``result`` of that dtype. ``strides`` as in :func:`wpk.kernels.cuda.gemm.steps`;
+    ``a_steps``: the schedule of ``as``, if another.
 
     block (tiles, splits of k): thread (warpgroups, their threads): acc = 0; for ko: [copies under way]; acc += wgmma(as, bs);
     epilogue.
@@ -228,31 +235,29 @@ def steps(
     batch = tuple(f"b{i}" for i in range(len(p.batch)))
     parts = part_axes(t.split)
     instr = wgmma(dtype, t.rows, t.columns, p.trans_a, not p.trans_b)
-    threads = ("mb", "mw", "mp", "mg", "nb", "nw", "nq")
-    plan = block_tile(first, batch, t, c)
+    columns, size = columns_of(p, t), DTYPE_BYTES[result]
+    plan = block_tile(first, batch, columns, c, t.split, 4 if t.split > 1 else size)
+    held, loops = columns.accumulators((*parts, *batch))
     plan += [
-        ComputeAt("acc", first, "thread", "register"),
-        StoreAs("acc", (*parts, *batch, *threads, "mi", "no", "ni", "mh", "nv")),
-        Reorder("acc", (*parts, *batch, *threads, "ko", "ki", "mi", "mh", "no", "ni", "nv")),
-        *(Unroll("acc", x) for x in ("ki", "mi", "mh", "no", "ni", "nv")), Tensorize("acc", "ki", instr.name),
+        ComputeAt("acc", first, "thread", "register"), *held,
+        *(Unroll("acc", x) for x in ("ki", *loops)), Tensorize("acc", "ki", instr.name),
         ComputeAt("as", "acc", "ko", "block"), ComputeAt("bs", "acc", "ko", "block"),
         *([Pipeline("acc", "ko", int(c["stages"]), bool(c["fetch"]))] if int(c["stages"]) > 1 else []),
     ]  # fmt: skip
     a_stride, b_stride = strides or row_lengths(p)
     plan += a_steps or staged_tile("as", "m", len(p.a_batch), a_stride, p.trans_a, t.m, t, dtype)
     plan += staged_tile("bs", "n", len(p.b_batch), b_stride, not p.trans_b, t.n, t, dtype)
-    place = (*batch, "mb", "mw", "mi", "mp", "mh", "mg", "nb", "nw", "no", "ni", "nq")
-    return plan + (added_parts(place) if t.split > 1 else [])
+    return plan + (columns.added(batch, size) if t.split > 1 else [])
 
 
-def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[Step]:
+def block_tile(stage: str, batch: tuple[str, ...], columns: Columns, c: Config, parts: int, size: int) -> list[Step]:
     """Tiles and splits of k to blocks, ``group`` rows of tiles at a time; warpgroups and their threads to threads."""
     slow, fast = ("mb", "nb") if c["order"] == "mn" else ("nb", "mb")
-    split, threads = part_axes(t.split), ("mw", "nw", "mp", "mg", "nq")
-    held = ("mi", "mh", "no", "ni")
+    split, threads, vector = part_axes(parts), ("mw", "nw", "mp", "mg", "nq"), columns.vector(size)
+    held = ("mi", *(x for x in columns.held if x not in vector), "mh")  # what is read for a column serves two rows
     plan: list[Step] = [
         Split(stage, slow, int(c["group"]), "slow_o", "slow_i", "guard"),
-        Reorder(stage, (*batch, *split, "slow_o", fast, "slow_i", *threads, *held, "nv")),
+        Reorder(stage, (*batch, *split, "slow_o", fast, "slow_i", *threads, *held, *vector)),
     ]
     blocks, block = fuse_all(stage, ("slow_o", fast, "slow_i"), "tile")
     fused, thread = fuse_all(stage, threads, "thread")
@@ -261,7 +266,7 @@ def block_tile(stage: str, batch: tuple[str, ...], t: Tile, c: Config) -> list[S
     if batch:
         fuse, one = fuse_all(stage, batch, "batch")
         plan += [*fuse, Bind(stage, one, "block.z")]
-    return [*plan, *(Unroll(stage, x) for x in held), Vectorize(stage, "nv")]
+    return [*plan, *(Unroll(stage, x) for x in held), *as_vector(stage, vector)]
 
 
 def staged_tile(
@@ -321,20 +326,22 @@ class CudaGemmWgmma:
     def build(self, workload: Workload, config: Config, target: Target) -> Built:
         """Algorithm + schedule → kernel. Raises InvalidConfig."""
         dtype = workload.inputs[0].dtype
-        p, t = multiplied(workload), tile_of(config)
+        p, t, result = multiplied(workload), tile_of(config), workload.outputs[0].dtype
+        e = spread_ends(ends(workload, p), p, "b", dtype) if p.constant else ends(workload, p)
         name = f"{TYPES[dtype][1]}_{workload.op}_wgmma_{t.m}x{t.n}__{target.isa}"
-        return Built(lower(schedule(algorithm(p, t, ends(workload, p), dtype), steps(p, t, config, dtype)), name), target.isa)
+        return Built(lower(schedule(algorithm(p, t, e, dtype), steps(p, t, config, dtype, result)), name), target.isa)
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
     ) -> list[np.ndarray]:
-        """Constant matrices along k, as tensor cores see them, epilogue operands with the output's dimensions merged."""
+        """Constant matrices as kernels read them, epilogue operands with the output's dimensions merged."""
         p = multiplied(workload)
         turned = p.trans_b != product_of(workload).trans_b
         own = [i for i in workload.constants if i < 2]
         plain = [
             as_tf32(laid(c, operand_buffers(p)[i].shape, i == 1 and turned)) for i, c in zip(own, constants, strict=False)
         ]
+        plain = [*plain[:-1], spread_rows(plain[-1])] if p.constant else plain
         return [*plain, *GpuOperands(workload, 2, p.groups).pack(constants, len(own))]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from random import Random
 
 import numpy as np
 import pytest
+from cuda_workloads import gemm
 from dsl_cuda_check import H200, compiled, emulated, interpreted, product
 from test_dsl_cuda_mma import close, operands, workload
 
@@ -18,6 +20,7 @@ from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
 from wpk.cuda import emulator, nvrtc
 from wpk.dsl.codegen.cuda import emit
+from wpk.dsl.codegen.cudaring import KEPT, PRODUCERS
 from wpk.dsl.ir import Alloc, Buffer, Const, Fetch, For, Kernel, Load, Side, Store, Var
 from wpk.dsl.schedule import ScheduleError
 from wpk.kernels.cuda.gemm_wgmma import CudaGemmWgmma, matmul
@@ -121,6 +124,20 @@ def test_batches_and_constants() -> None:
     close(got, a.astype(np.float64) @ b.astype(np.float64), "float16")
 
 
+@pytest.mark.parametrize(("columns", "split", "dtype"), [
+    (16, 1, "float16"), (64, 1, "bfloat16"), (64, 1, "float32"), (16, 3, "float16"), (96, 2, "bfloat16"), (32, 3, "float32"),
+])  # fmt: skip
+def test_constant_weights_are_spread(columns: int, split: int, dtype: str) -> None:
+    """Threads have neighbouring columns, which whole vectors of the output are made of."""
+    w = replace(workload(72, 104, 456, False, True, dtype), constants=(1,))
+    (a, b), want = operands(w)
+    c = config(w, columns=columns, stages=3, split_k=split, fetch=1)
+    kernel = FAMILY.build(w, c, H200).kernel
+    close(emulated(kernel, [a, *FAMILY.pack(w, c, [b], H200)]), want, dtype)
+    wide = {"float32": "f32x4", "float16": "f16x8" if columns > 16 else "f16x4", "bfloat16": "bf16x8"}[dtype]
+    assert f"*({wide} *)(out" in emit(kernel, "sm_90a").text or f"*({wide} *)out" in emit(kernel, "sm_90a").text
+
+
 def test_an_epilogue() -> None:
     types = tuple(TensorType("float16", s) for s in ((30, 128), (128, 24), (24,)))
     attrs = (("trans_a", False), ("trans_b", False))
@@ -148,6 +165,8 @@ def test_constants_are_rounded_to_tf32() -> None:
     w = replace(workload(16, 24, 64, False, True, "float32"), constants=(1,))
     b = np.random.default_rng(0).normal(size=(24, 64)).astype(np.float32)
     (packed,) = FAMILY.pack(w, FAMILY.space(w, H200).default(), [b], H200)
+    rows = [32 * (n // 32) + 8 * (n // 2 % 4) + 2 * (n // 8 % 4) + n % 2 for n in range(24)]
+    packed = packed[rows]  # where tiles want them
     assert not np.any(packed.view(np.uint32) & 0x1FFF)
     error = packed / b - 1
     assert np.abs(error).max() < 2**-11 * 1.001
@@ -220,3 +239,17 @@ def test_large_tiles_compile_without_spills(trans_b: bool, fetch: bool) -> None:
         assert resources.registers <= 224
     log = nvrtc.compile(emit(kernel, "sm_90a").text, "sm_90a").log
     assert "warning" not in log  # where products wait for each other, ptxas says so
+
+
+@pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed")
+@pytest.mark.parametrize(("groups", "rows", "columns", "blocks"), [(2, 1, 256, 1), (2, 1, 64, 2), (4, 1, 128, 1), (1, 2, 128, 2)])
+def test_registers_given_away_are_enough_for_those_taken(groups: int, rows: int, columns: int, blocks: int) -> None:
+    """A warpgroup that raises its number waits until others have lowered theirs: of more than there are, for ever."""
+    w = gemm(4096, 4096, 4096, "bfloat16")
+    c = config(w, groups_m=groups, rows=rows, columns=columns, stages=2, min_blocks=blocks, fetch=1)
+    source = emit(FAMILY.build(w, c, H200).kernel, "sm_90a")
+    (launch,), raised = source.launches, re.search(r"registers_raise<(\d+)>", source.text)
+    compiled = nvrtc.compile(source.text, "sm_90a")
+    used = compiled.resources[launch.symbol]
+    assert raised is not None and used.spill_bytes == 0 and "warning" not in compiled.log
+    assert int(raised[1]) * (launch.threads - PRODUCERS) + KEPT * PRODUCERS <= used.registers * launch.threads
