@@ -14,6 +14,7 @@ _FAMILIES = {
     "gemm": "Gemm",
     "fc": "FullyConnected",
     "matmul": "MatMul",
+    "attention": "Attention",
     "conv_row": "ConvRow",
     "conv_depthwise": "ConvDepthwise",
     "eltwise": "Eltwise",

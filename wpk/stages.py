@@ -197,10 +197,7 @@ def read_source(model: Model, options: Options, shop: Shop, trace: list[str] | N
         raw = load_model(path, options.shapes, options.batch)
         session = _session_model(path, raw, changed=bool(options.shapes) or options.batch is not None)
         name = path.name if isinstance(model, str | os.PathLike) else raw.name
-    fits = supported_by(shop)
-    graph = run_pipeline(raw, default_pipeline(attention=fits), trace)
-    fused = run_pipeline(raw, default_pipeline(True, fits))
-    graphs = (graph,) if len(fused.nodes) == len(graph.nodes) else (graph, fused)
+    graphs = graph_forms(raw, supported_by(shop), trace)
     ports = [Port(v, raw.types[v].dtype, raw.types[v].shape) for v in raw.inputs]
     feeds = random_feeds(ports, options.seed)
     try:
@@ -209,6 +206,14 @@ def read_source(model: Model, options: Options, shop: Shop, trace: list[str] | N
         raise ModelError(f"{name}: ONNX Runtime cannot run it: {error}") from error
     source = Source(graphs, session, feeds, expected, any(_draws(n.op, dict(n.attrs)) for n in raw.nodes))
     return source if options.precision == "fp32" else _lowered(source, options, shop)
+
+
+def graph_forms(raw: Graph, fits: Callable[[Workload], bool], trace: list[str] | None) -> tuple[Graph, ...]:
+    """The graph with every fusion that always pays and attentions where they fit; and with others, or without these."""
+    forms = [run_pipeline(raw, default_pipeline(attention=fits), trace), run_pipeline(raw, default_pipeline(True, fits))]
+    if any(n.op == "attention" for n in forms[0].nodes):
+        forms.append(run_pipeline(raw, default_pipeline()))
+    return tuple(g for i, g in enumerate(forms) if i == 0 or len(g.nodes) != len(forms[0].nodes))
 
 
 def _lowered(source: Source, options: Options, shop: Shop) -> Source:

@@ -218,10 +218,11 @@ def test_operands_of_scores_keep_their_precision(tmp_path: Path) -> None:
     assert dict(fast.attrs)["precision"] == "tf32"
 
 
-def test_nothing_changes_on_cpus() -> None:
+def test_only_kernels_of_their_own_are_a_reason() -> None:
+    """ONNX Runtime could make one as well as three, and is no reason to join them."""
     target = host_target(1)
     mask = TensorType("float32", (1, 1, 1, 8))
     rows = TensorType("float32", (1, 8, 64))
     attrs = (("heads", 2), ("rows", 1), ("safe", 0), ("scores", "add(acc,in3)"))
     workload = Workload("attention", (rows, rows, rows, mask), (rows,), attrs)
-    assert not any(p.supports(workload, target) for p in providers(None, target))
+    assert {p.name for p in providers(None, target) if p.supports(workload, target).ok} == {"generated:attention"}
