@@ -37,7 +37,7 @@ from wpk.kernels.gemm import VECTOR
 from wpk.kernels.nests import REGISTERS, fused, isas, nearest
 from wpk.ops.attention import OWN, Heads, heads_of
 from wpk.search.knobs import Choice, Knob, Ordered
-from wpk.search.space import Space
+from wpk.search.space import Constraint, Space
 
 #: the largest score of no keys: finite, so that scores of -infinity are no differences of infinities
 LOWEST = -3.4028234663852886e38
@@ -158,7 +158,7 @@ def space(a: Heads, target: Target) -> Space:
         Ordered("tile_m", (1, 2, 4, 6, 8, 12, 14), 4), Ordered("tile_e", (1, 2, 3, 4, 6, 8), 2),
         Ordered("unroll", (1, 2, 4, 8), 2), Ordered("grain", (1, 2, 4), 1), Choice("turn", ("shuffle", "scalar"), "scalar"),
     )  # fmt: skip
-    limits = (
+    limits: tuple[Constraint, ...] = (
         lambda c: int(c["vectors"]) % int(c["tile_v"]) == 0,
         lambda c: (int(c["tile_n"]) + 1) * int(c["tile_v"]) + 1 <= REGISTERS[str(c["isa"])],
         lambda c: (int(c["tile_m"]) + 1) * int(c["tile_e"]) + 1 <= REGISTERS[str(c["isa"])],

@@ -148,9 +148,8 @@ def copy_steps(f: Frame, block: str, pads: Pads) -> list[Step]:
     q, k = (width_of(a.size, f.size, bytes_each=n) for n in sizes[:2])
     v, weights = width_of(a.values, t.e.extent, bytes_each=sizes[2]), width_of(t.step, bytes_each=4)
     keys = ("oa", "ko") if t.stream else ("s", "nb")
-    values, outer, rows = ("out", block), ("b", "g"), ("kb", "ki")
-    if not t.early:
-        values, outer, rows = ("oa", "ko"), ("b", "g", "kb"), ("ki",)
+    values = ("out", block) if t.early else ("oa", "ko")
+    outer, rows = ("b", "g", *(() if t.early else ("kb",))), (*(("kb",) if t.early else ()), "ki")
     return [
         ComputeAt("qs", "out", block, "block"), *copied("qs", PLACE, ("r",), "d", q, t.count),
         ComputeAt("ks", *keys, "block"), *copied("ks", ("b", "g"), ("n",), "d", k, t.count),
