@@ -143,9 +143,10 @@ def space(workload: Workload, gpu: Gpu) -> Space:
     product = gemm_wgmma.space(p, gpu, dtype, ways(s, dtype))
     likely = (-(-s.c // 8) * 8, 0) if s.c % 8 else (0,)
     found = with_reading(product, s, likely, lambda c: fits(c) and fetched(c))
-    first = [{**c, "reduce": "kh_kw_c"} for c in product.first if ways(s, dtype)[0]]
-    known = [{**c, "copy": 0} for c in first]
-    return replace(found, first=(*(c for c in known if all(x(c) for x in found.constraints)), *found.first))
+    boxed = [{**c, "reduce": "kh_kw_c", "copy": 0} for c in product.first if ways(s, dtype)[0]]
+    boxed = [c for c in boxed if all(holds(c) for holds in found.constraints)]
+    copied = tuple({**c, "fetch": 0} for c in boxed[:1])
+    return replace(found, first=(*boxed[:2], *copied, *boxed[2:]) if boxed else found.first)
 
 
 def fits_boxes(s: Conv, p: Product, step: int, c: Config) -> bool:
