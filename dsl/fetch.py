@@ -7,7 +7,7 @@ the tensor has no element. Its axes lie in memory in the tensor's order then, as
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from wpk.core.tensor import DTYPE_BYTES
@@ -16,8 +16,8 @@ from wpk.dsl.affine import Linear, linear
 from wpk.dsl.algorithm import Stage
 from wpk.dsl.ir import Binary, Const, Expr, Fetch, For, Load, Select, Side, Stmt, Store, Var
 
-#: elements of a box along one dimension, and dimensions of a tensor
-LONGEST, MOST_DIMENSIONS = 256, 5
+#: elements that a box reaches over along one dimension, dimensions of a tensor, elements from one that is fetched to the next
+LONGEST, MOST_DIMENSIONS, WIDEST = 256, 5, 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def expand(fetch: Fetch) -> tuple[Stmt, ...]:
     to, of = list(fetch.indices), list(fetch.origin)
     for name, side in zip(names, fetch.box, strict=True):
         to[side.buffer] = to[side.buffer] + (name * side.step if side.step > 1 else name)
-        of[side.source] = of[side.source] + name
+        of[side.source] = of[side.source] + (name * side.stride if side.stride > 1 else name)
     inside: Expr = Const(True, "bool")
     for at, size in zip(of, fetch.sizes, strict=True):
         inside = inside & (Const(-1) < at) & (at < size)
@@ -78,27 +78,33 @@ def fetched(
     place = _dimensions(forms, moved)
     if place is None:
         return f"an axis does not move along one dimension of {load.buffer}"
+    strides = {a: forms[place[a]].terms[v] for a, v in moved.items()}
     origin = tuple(Linear(f.const, {x: k for x, k in f.terms.items() if x not in moved.values()}).expr() for f in forms)
-    return _boxes(stage, placed, {a: n for a, (_, n) in box.items()}, place, Load(load.buffer, origin), sizes)
+    sides = {a: Side(0, d, box[a][1], 1, strides[a]) for a, d in place.items()}
+    return _boxes(stage, placed, {a: n for a, (_, n) in box.items()}, sides, Load(load.buffer, origin), sizes)
 
 
 def _boxes(
-    stage: Stage, placed: Placed, extents: Mapping[str, int], place: Mapping[str, int], at: Load, sizes: tuple[int, ...]
+    stage: Stage, placed: Placed, extents: Mapping[str, int], sides: Mapping[str, Side], at: Load, sizes: tuple[int, ...]
 ) -> tuple[Stmt, ...] | str:
     cut, width = placed.lanes or ("", 0)
     where = placed.dimensions(extents)
     rank, panels = max(d for d, _ in where.values()) + 1, 1
-    box = tuple(Side(where[a][0], place[a], extents[a], where[a][1]) for a in placed.order if extents[a] > 1 and a != cut)
+    inner = [a for a in placed.order if extents[a] > 1 and a != cut]
+    box = tuple(replace(sides[a], buffer=where[a][0], step=where[a][1]) for a in inner)
     if width:
-        box, panels, rank = (*box, Side(rank, place[cut], width)), extents[cut] // width, rank + 1
+        box = (*box, replace(sides[cut], buffer=rank, count=width))
+        panels, rank = extents[cut] // width, rank + 1
     indices = [Const(0)] * rank
     ordered = [side.source for side in box]
-    if not box or ordered != sorted(ordered) or ordered[-1] != len(sizes) - 1 or max(x.count for x in box) > LONGEST:
-        return f"in memory it has not the order of {at.buffer}, or more than {LONGEST} elements along a dimension"
+    if not box or ordered != sorted(ordered) or ordered[-1] != len(sizes) - 1 or box[-1].stride != 1:
+        return f"in memory it has not the order of {at.buffer}"
+    if max(x.count * x.stride for x in box) > LONGEST or max(x.stride for x in box) > WIDEST:
+        return f"it reaches over more than {LONGEST} elements along a dimension, or takes fewer than one of {WIDEST}"
     if panels == 1:
         return (Fetch(stage.name, tuple(indices), at.buffer, at.indices, box, sizes, stage.dtype),)
     var, origin = Var(f"{stage.name}_panel"), list(at.indices)
-    origin[place[cut]] = origin[place[cut]] + var * width
+    origin[sides[cut].source] = origin[sides[cut].source] + var * width
     to: list[Expr] = [*indices]
     to[where[cut][0]] = var
     one = Fetch(stage.name, tuple(to), at.buffer, tuple(origin), box, sizes, stage.dtype)
@@ -106,11 +112,11 @@ def _boxes(
 
 
 def _dimensions(forms: list[Linear], moved: Mapping[str, Var]) -> dict[str, int] | None:
-    """The tensor's dimension that each axis moves along by ones, where all do."""
+    """The tensor's dimension that each axis moves along, where all do."""
     place: dict[str, int] = {}
     for axis, var in moved.items():
         found = [d for d, form in enumerate(forms) if any(var.name in _names(atom) for atom in form.terms)]
-        if len(found) != 1 or forms[found[0]].terms.get(var) != 1 or found[0] in place.values():
+        if len(found) != 1 or forms[found[0]].terms.get(var, 0) < 1 or found[0] in place.values():
             return None
         place[axis] = found[0]
     plain = all(isinstance(x, Var) or not _names(x) & {v.name for v in moved.values()} for f in forms for x in f.terms)

@@ -263,12 +263,13 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """``count`` elements of a box: along a dimension of source one by one, along one of buffer by steps of ``step``."""
+    """``count`` elements of a box: by ``stride`` along a dimension of source, by ``step`` along one of buffer."""
 
     buffer: int
     source: int
     count: int
     step: int = 1
+    stride: int = 1
 
 
 @dataclass(frozen=True, slots=True)

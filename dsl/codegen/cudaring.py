@@ -42,12 +42,13 @@ class TensorMaps:
     def name(self, fetch: Fetch, swizzle: int) -> str:
         """The parameter that describes a fetch."""
         size, sizes = C_TYPES[fetch.dtype][2], fetch.sizes
-        box = [1] * len(sizes)
+        box, steps = [1] * len(sizes), [1] * len(sizes)
         for side in fetch.box:
-            box[side.source] = side.count
+            box[side.source], steps[side.source] = side.count, side.stride
         strides = tuple(prod(sizes[d:]) * size for d in range(len(sizes) - 1, 0, -1))
         parameter, offset = self.places[fetch.source]
-        tensor = TensorMap(parameter, fetch.dtype, sizes[::-1], strides, tuple(box[::-1]), swizzle, offset)
+        apart = tuple(steps[::-1]) if max(steps) > 1 else ()
+        tensor = TensorMap(parameter, fetch.dtype, sizes[::-1], strides, tuple(box[::-1]), swizzle, offset, apart)
         if tensor not in self.found:
             self.found.append(tensor)
         return f"map{self.found.index(tensor)}"

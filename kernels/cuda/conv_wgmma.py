@@ -17,7 +17,7 @@ from wpk.core.target import Gpu, Target
 from wpk.core.tensor import DTYPE_BYTES
 from wpk.core.workload import Workload
 from wpk.dsl.algorithm import Algorithm, Axis, Stage
-from wpk.dsl.fetch import LONGEST
+from wpk.dsl.fetch import LONGEST, WIDEST
 from wpk.dsl.ir import Const, Expr, Load, Select, wrap
 from wpk.dsl.lower import lower
 from wpk.dsl.schedule import StoreAs, schedule
@@ -104,7 +104,7 @@ def box_stage(s: Conv, b: Boxes, k_axes: tuple[Axis, Axis], dtype: str) -> Stage
     image, my, mx = Axis("image", s.n), Axis("my", b.down * b.height), Axis("mx", b.across * b.width)
     k = k_axes[0].var * k_axes[1].extent + k_axes[1].var
     tap, channel = k // s.c, k % s.c
-    row, column = my.var + tap // s.kw * s.dh - s.ph, mx.var + tap % s.kw * s.dw - s.pw
+    row, column = my.var * s.sh + tap // s.kw * s.dh - s.ph, mx.var * s.sw + tap % s.kw * s.dw - s.pw
     inside = (wrap(-1) < row) & (row < s.h) & (wrap(-1) < column) & (column < s.w)
     value = Select(inside, Load("x", (image.var, row, column, channel)), ZERO)
     return Stage("as", (*k_axes, image, my, mx), value, dtype=dtype)
@@ -119,7 +119,7 @@ def ways(s: Conv, dtype: str) -> tuple[int, ...]:
         return (0,)
     if s.h == 1 and (s.kh, s.kw, s.sw) == (1, 1, 1) and not s.outside_w:
         return (1, 0)
-    if s.c % step_of(dtype) or (s.sh, s.sw) != (1, 1):
+    if s.c % step_of(dtype) or max(s.sh, s.sw) > WIDEST:
         return (0,)
     return (*sorted(WIDTHS, key=lambda w: -(-s.ow // w) * w), 0)
 
@@ -154,7 +154,7 @@ def fits_boxes(s: Conv, p: Product, step: int, c: Config) -> bool:
     t = tile_of(c)
     b = boxes_of(s, t, int(c["fetch"]))
     slow = s.n * b.down * b.across if c["order"] == "mn" else tiles_n(p, t)
-    return b.height <= LONGEST and p.k % (step * t.split) == 0 and slow % int(c["group"]) == 0
+    return max(b.height * s.sh, b.width * s.sw) <= LONGEST and p.k % (step * t.split) == 0 and slow % int(c["group"]) == 0
 
 
 # --- THE FAMILY ---------------------------------------------------------------------------------------------------------

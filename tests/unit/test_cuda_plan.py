@@ -217,7 +217,7 @@ def test_an_unknown_target_names_those_there_are() -> None:
 
 def test_calls_survive_json() -> None:
     launch = Launch("k", (3, 2, 1), (64, 1, 1), 1024)
-    tensor = TensorMap(0, "float16", (64, 8), (128,), (32, 8), 64)
+    tensor = TensorMap(0, "float16", (64, 8), (128,), (32, 8), 64, steps=(1, 2))
     assert calls_of(CudaSource("", (launch,), 0, (tensor,)).calls()) == ((launch,), (tensor,))
 
 

@@ -281,12 +281,16 @@ def _map_word(tensor: TensorMap) -> str:
     row = tensor.box[0] * size
     if any(s % 16 for s in tensor.strides) or tensor.offset % 16 or row % 16:
         raise EmulationError("launch", f"{tensor}: offset, strides and inner row of the box must be multiples of 16 bytes")
-    if max(tensor.box) > 256 or tensor.swizzle not in (0, 32, 64, 128) or 0 < tensor.swizzle < row:
+    steps = tensor.steps or (1,) * len(tensor.box)
+    if max(steps) > 8 or min(steps) < 1 or steps[0] != 1 or len(steps) != len(tensor.box):
+        raise EmulationError("launch", f"{tensor}: steps of 1 to 8, one an axis, and 1 of the innermost")
+    reach = max(n * step for n, step in zip(tensor.box, steps, strict=True))
+    if reach > 256 or tensor.swizzle not in (0, 32, 64, 128) or 0 < tensor.swizzle < row:
         raise EmulationError("launch", f"{tensor}: at most 256 elements an axis, and an inner row within the swizzle")
     if not len(tensor.shape) == len(tensor.box) == len(tensor.strides) + 1:
         raise EmulationError("launch", f"{tensor}: shape and box need one entry an axis, strides one less")
     numbers = (tensor.parameter, tensor.offset, size, len(tensor.shape), tensor.swizzle)
-    return ",".join(map(str, (*numbers, *tensor.shape, size, *tensor.strides, *tensor.box)))
+    return ",".join(map(str, (*numbers, *tensor.shape, size, *tensor.strides, *tensor.box, *steps)))
 
 
 def _write_args(file: IO[bytes], args: Sequence[Array], sizes: Sequence[int]) -> list[int]:

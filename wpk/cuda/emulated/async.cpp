@@ -76,7 +76,7 @@ template <class F> static void rows_of(const TensorMap &map, const int64_t *at, 
     bool inside = true;
     int64_t rest = row;
     for (int axis = 1; axis < map.rank; axis++) {
-      int64_t index = at[axis] + rest % map.box[axis];
+      int64_t index = at[axis] + rest % map.box[axis] * map.step[axis];
       rest /= map.box[axis];
       inside &= index >= 0 && index < map.size[axis];
       global += index * map.stride[axis];

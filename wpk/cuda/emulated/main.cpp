@@ -88,12 +88,13 @@ static void add_map(const char *text) {
   size_t offset;
   if (sscanf(text, "%d,%zu,%d,%d,%d%n", &argument, &offset, &element, &rank, &swizzle, &used) != 5) exit(5);
   TensorMap &map = maps[map_count++];
-  map = {(char *)values[argument] + offset, element, rank, swizzle, {}, {}, {}};
-  for (int part = 0; part < 3; part++)  // sizes, strides in bytes (the first is an element's), box
+  map = {(char *)values[argument] + offset, element, rank, swizzle, {}, {}, {}, {}};
+  for (int part = 0; part < 4; part++)  // sizes, strides in bytes (the first is an element's), box, steps
     for (int axis = 0; axis < rank; axis++) {
       int64_t value = strtoll(text + used + 1, const_cast<char **>(&text), 10);
       used = 0;
-      if (part == 2) map.box[axis] = (short)value;
+      if (part == 3) map.step[axis] = (unsigned char)value;
+      else if (part == 2) map.box[axis] = (short)value;
       else (part ? map.stride : map.size)[axis] = value;
     }
   if (argument_count == MAX_ARGUMENTS || map_count > MAX_MAPS) fail("limit", nullptr, 0, "too many arguments");

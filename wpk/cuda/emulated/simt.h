@@ -134,6 +134,7 @@ struct alignas(64) TensorMap {
   int element, rank, swizzle;
   int64_t size[5], stride[5];
   short box[5];
+  unsigned char step[5];  // elements of the tensor from one of the box to the next
 };
 static_assert(sizeof(TensorMap) == 128, "a kernel's parameter of type tensor_map");
 

@@ -260,12 +260,14 @@ class CudaDevice:
         driver = self._driver
         spans = (*call.arguments, call.workspace)
         rank = len(tensor.shape)
+        steps = tensor.steps or (1,) * rank
         swizzle = "NONE" if tensor.swizzle == 0 else f"{tensor.swizzle}B"
         found = self._checked(driver.cuTensorMapEncodeTiled(
             getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_DTYPES[tensor.dtype]}"), rank,
             spans[tensor.parameter].pointer + tensor.offset, [driver.cuuint64_t(n) for n in tensor.shape],
-            [driver.cuuint64_t(n) for n in tensor.strides], [driver.cuuint32_t(n) for n in tensor.box],
-            [driver.cuuint32_t(1)] * rank, driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            [driver.cuuint64_t(n) for n in tensor.strides],
+            [driver.cuuint32_t(n * step) for n, step in zip(tensor.box, steps, strict=True)],
+            [driver.cuuint32_t(step) for step in steps], driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
             getattr(driver.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{swizzle}"),
             driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
