@@ -13,7 +13,6 @@ from wpk.core.launch import CudaSource, Dim3, Launch
 from wpk.dsl.barriers import threads_of
 from wpk.dsl.codegen.cstyle import C_TYPES, identifier
 from wpk.dsl.codegen.cudaring import (
-    PRODUCERS,
     SLOT_BYTES,
     RingStatements,
     TensorMaps,
@@ -89,7 +88,6 @@ class _Functions:
         f = RingStatements(self.unit, threads, offsets, self.maps, shared_bytes)
         f.shows, f.held = runs_ahead((stmt,)), held_words((stmt,)) if self.isa == "sm_90a" else 0
         shared_bytes += SLOT_BYTES * depth
-        threads += PRODUCERS if depth else 0
         for p in params:
             f.bind[p.name] = f.binding(p, f.claim(p.name, 0))
         formal = [f"{f.bind[p.name].ctype} *__restrict__ {f.bind[p.name].name}" for p in params]
@@ -98,6 +96,7 @@ class _Functions:
             if buffer.values is None:
                 f.declare(0, f"{b.ctype} *__restrict__ {b.name} = ({b.ctype} *)(workspace + {at});")
         f.body((stmt,))
+        threads += f.fetching
         symbol = f"{self.symbol}_{len(self.launches)}"
         # With no number of blocks the compiler spills a little where one more would fit: said where tiles are in registers.
         blocks = f", {f.min_blocks}" if f.min_blocks > 1 or shared_bytes else ""

@@ -1,11 +1,11 @@
-"""Rings: a warpgroup of its own fetches boxes into the slots of shared memory, all others use them.
+"""Rings: a warp of its own fetches boxes into the slots of shared memory, all others use them.
 
     full[s]    the fetches of slot s are there       one arrival, and the bytes
     empty[s]   nobody reads slot s any more          an arrival of each warp that uses it
 
-One thread fetches; its warpgroup is added behind the threads of the block. Its code stands first in the function and returns from
-there, so that it runs nothing of the others' code; they have no block barrier after that. It needs few registers, and is a whole
-warpgroup since only such can give registers to others.
+One thread fetches; its warp is added behind the threads of the block. Its code stands first in the function and returns from
+there, so that it runs nothing of the others' code; they have no block barrier after that. It needs few registers; where others
+need those, it is a whole warpgroup, since only such can give registers away.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from wpk.dsl.codegen.cudaunit import CudaUnit
 from wpk.dsl.codegen.storage import allocs
 from wpk.dsl.ir import Alloc, Barrier, Binary, Buffer, Const, Expr, Fetch, For, If, Settle, Stmt, Var
 
-#: threads of the warpgroup that fetches, and bytes of a slot's barriers
-PRODUCERS, SLOT_BYTES = 128, 16
+#: threads that are added for fetching, those that are where registers are given away, and bytes of a slot's barriers
+WARP, PRODUCERS, SLOT_BYTES = 32, 128, 16
 #: registers of a multiprocessor, most of a thread, those that a fetching thread keeps; a thread has a multiple of eight
 REGISTERS, MOST, KEPT, UNIT = 65536, 240, 24, 8
 #: registers of a thread beside what its buffers hold
@@ -73,11 +73,11 @@ class RingStatements(CudaStatements):
 
     def _barrier(self, stmt: Barrier) -> None:
         if self.rings:
-            raise InternalError("a barrier of the block behind a ring, whose fetching warpgroup is gone")
+            raise InternalError("a barrier of the block behind a ring, whose fetching threads are gone")
         super()._barrier(stmt)
 
     def _ring(self, loop: For) -> None:
-        if len(self.blocks) > 1 or self.rings or self.threads % 32:
+        if len(self.blocks) > 1 or self.rings or self.threads % WARP:
             raise InternalError(f"ring {loop.var} is not alone in its function, or its threads are no whole warps")
         fetches = tuple(s for s in loop.body if fetched_bytes(s))
         make, use = (changed(loop, body=b) for b in (fetches, tuple(s for s in loop.body if s not in fetches)))
@@ -95,7 +95,7 @@ class RingStatements(CudaStatements):
     def _begin(self, depth: int) -> None:
         with self.block(f"if (thread < {depth})"):
             self.line("mbar_init(full + thread, 1);")
-            self.line(f"mbar_init(empty + thread, {self.threads // 32});")
+            self.line(f"mbar_init(empty + thread, {self.threads // WARP});")
         self.line("__syncthreads();")
 
     def _produce(self, make: For) -> None:
@@ -109,6 +109,11 @@ class RingStatements(CudaStatements):
                 self.line(f"mbar_arrive_expect(full + {self.slot}, {sum(map(fetched_bytes, make.body))});")
                 self.body(make.body)
             self.line("return;")
+
+    @property
+    def fetching(self) -> int:
+        """Threads added for fetching."""
+        return (PRODUCERS if self._raised() else WARP) if self.rings else 0
 
     def _raised(self) -> int:
         """Registers of a thread that does not fetch, when those that do have given theirs away; 0 where it has enough."""

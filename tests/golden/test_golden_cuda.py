@@ -16,6 +16,7 @@ from wpk.dsl.verify import verify
 from wpk.kernels.cuda.eltwise import CudaEltwise
 from wpk.kernels.cuda.gemm import CudaGemm
 from wpk.kernels.cuda.gemm_mma import CudaGemmMma
+from wpk.kernels.cuda.gemm_wgmma import CudaGemmWgmma
 from wpk.kernels.family import Family
 from wpk.settings import shipped_target
 
@@ -47,6 +48,15 @@ _FRAGMENTS: Config = {
     "order": "nm", "group": 1, "min_blocks": 1,
 }  # fmt: skip
 
+_WEIGHTS = Workload(
+    "gemm", _types((200, 192), (80, 192), dtype="float16"), _types((200, 80), dtype="float16"),
+    (("trans_a", False), ("trans_b", True)), constants=(1,),
+)  # fmt: skip
+_GROUPS: Config = {
+    "groups_m": 2, "groups_n": 1, "rows": 1, "columns": 32, "stages": 3, "split_k": 1, "fetch": 0, "order": "nm", "group": 1,
+    "min_blocks": 1,
+}  # fmt: skip
+
 EXAMPLES: tuple[tuple[str, Family, Workload, Config], ...] = (
     ("eltwise_bias", CudaEltwise(), _BIAS, {"width": 2, "vectors": 1, "threads": 128}),
     ("eltwise_half", CudaEltwise(), _HALF, {"width": 8, "vectors": 2, "threads": 64}),
@@ -54,6 +64,8 @@ EXAMPLES: tuple[tuple[str, Family, Workload, Config], ...] = (
     ("gemm_split", CudaGemm(), _PRODUCT, {**TILE, "split_k": 3}),
     ("gemm_pipeline", CudaGemm(), _PRODUCT, {**TILE, "rows": "kept", "stages": 3, "unroll_k": 4, "tile_k": 8}),
     ("gemm_mma", CudaGemmMma(), _BRAIN, _FRAGMENTS),
+    ("gemm_wgmma", CudaGemmWgmma(), _BRAIN, {**_GROUPS, "groups_m": 1, "stages": 2}),
+    ("gemm_wgmma_fetch", CudaGemmWgmma(), _WEIGHTS, {**_GROUPS, "fetch": 1}),
     ("gemm_mma_stream", CudaGemmMma(), _BRAIN, {**_FRAGMENTS, "bytes_k": 32, "stages": 2, "stream": 4}),
 )
 
