@@ -116,6 +116,8 @@ def _inside(a: Heads, m: Expr, e: Expr, ragged: bool, wide: bool) -> Expr | None
 def _load(workload: Workload, index: int, at: tuple[Expr, Expr, Expr, Expr]) -> Expr:
     """An element (batch, head, place, element) of q, k or v."""
     b, h, place, element = at
+    if workload.attr("packed"):
+        return Load("qkv"[index], (b, place, Const(index), h, element))
     rows = len(workload.inputs[index].shape) == 3
     return Load("qkv"[index], (b, place, h, element) if rows else (b, h, place, element))
 
@@ -138,7 +140,8 @@ def buffers(workload: Workload, a: Heads) -> list[Buffer]:
     counts = ((a.heads, a.queries, a.size), (a.groups, a.keys, a.size), (a.groups, a.keys, a.values))
     found = []
     for name, (heads, length, size), t in zip("qkv", counts, workload.inputs[:OWN], strict=True):
-        found.append(Buffer(name, (a.batch, length, heads, size) if len(t.shape) == 3 else (a.batch, heads, length, size)))
+        shape: tuple[int, ...] = (a.batch, length, heads, size) if len(t.shape) == 3 else (a.batch, heads, length, size)
+        found.append(Buffer(name, (a.batch, length, 3, heads, size) if workload.attr("packed") else shape))
     for i, t in enumerate(workload.inputs[OWN:], OWN):
         found.append(Buffer(f"x{i}", padded(t.shape, 4), "uint8" if t.dtype == "bool" else t.dtype))
     order = (a.batch, a.queries, a.heads, a.values) if workload.attr("rows") else (a.batch, a.heads, a.queries, a.values)

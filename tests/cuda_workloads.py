@@ -50,7 +50,7 @@ def attention(dtype: str, lengths: tuple[int, int, int], size: int, rows: bool =
     """Two heads with a mask; ``lengths``: batch, queries, keys."""
     batch, queries, keys = lengths
     attrs: tuple[tuple[str, Attr], ...] = (
-        ("heads", 2), *((("precision", "tf32"),) if tf32 else ()), ("rows", int(rows)), ("safe", int(tf32)),
+        ("heads", 2), ("packed", 0), *((("precision", "tf32"),) if tf32 else ()), ("rows", int(rows)), ("safe", int(tf32)),
         ("scores", "add(mul(acc,0.25),in3)"),
     )  # fmt: skip
     q, k = TensorType(dtype, (batch, queries, 2 * size)), TensorType(dtype, (batch, keys, 2 * size))

@@ -223,6 +223,8 @@ class Frame:
     def load(self, name: str, index: int, at: tuple[Expr, Expr, Expr, Expr]) -> Expr:
         """An element (batch, head, place, element) of q, k or v."""
         b, h, place, element = at
+        if self.workload.attr("packed"):
+            return Load(name, (b, place, Const(index), h, element))
         rows = len(self.workload.inputs[index].shape) == 3
         return Load(name, (b, place, h, element) if rows else (b, h, place, element))
 
@@ -232,7 +234,9 @@ def buffers(workload: Workload, a: Heads) -> list[Buffer]:
     counts = ((a.heads, a.queries, a.size), (a.groups, a.keys, a.size), (a.groups, a.keys, a.values))
     found = []
     for name, (heads, length, size), t in zip("qkv", counts, workload.inputs[:OWN], strict=True):
-        shape = (a.batch, length, heads, size) if len(t.shape) == 3 else (a.batch, heads, length, size)
+        shape: tuple[int, ...] = (a.batch, length, heads, size) if len(t.shape) == 3 else (a.batch, heads, length, size)
+        if workload.attr("packed"):
+            shape = (a.batch, length, 3, heads, size)
         found.append(Buffer(name, shape, t.dtype))
     for i, t in enumerate(workload.inputs[OWN:], OWN):
         found.append(Buffer(f"x{i}", padded(t.shape, 4), stored(t.dtype)))

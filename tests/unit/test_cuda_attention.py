@@ -30,7 +30,7 @@ FAMILIES: tuple[Family, ...] = (CudaAttention(), CudaAttentionMma())
 
 def general(
     shapes: tuple[tuple[int, ...], ...], heads: int, scores: str = "mul(acc,0.25)", rows: bool = True, dtype: str = "float32",
-    safe: bool = False, masks: tuple[TensorType, ...] = (), tf32: bool = False,
+    safe: bool = False, masks: tuple[TensorType, ...] = (), tf32: bool = False, packed: bool = False,
 ) -> Workload:  # fmt: skip
     """Any attention of q, k and v of some shapes."""
     q, v = shapes[0], shapes[2]
@@ -39,10 +39,11 @@ def general(
     k = shapes[1]
     groups = k[1] if len(k) == 4 else k[2] // size
     values = v[3] if len(v) == 4 else v[2] // groups
+    values = values // 3 if packed else values
     out = (q[0], queries, heads * values) if rows else (q[0], heads, queries, values)
     attrs = (
-        ("heads", heads), *((("precision", "tf32"),) if tf32 else ()), ("rows", int(rows)), ("safe", int(safe)),
-        ("scores", scores),
+        ("heads", heads), ("packed", int(packed)), *((("precision", "tf32"),) if tf32 else ()), ("rows", int(rows)),
+        ("safe", int(safe)), ("scores", scores),
     )  # fmt: skip
     types = (*(TensorType(dtype, s) for s in shapes), *masks)
     return Workload("attention", types, (TensorType(dtype, out),), attrs)
@@ -64,6 +65,7 @@ CASES = {
     "half": attention("float16", (1, 33, 40), 64),
     "bfloat16": attention("bfloat16", (1, 17, 20), 32, rows=False),
     "tf32": attention("float32", (1, 17, 33), 36, tf32=True),
+    "packed": general(((2, 19, 96),) * 3, 2, dtype="float16", packed=True),
     "one query": general(((1, 1, 128), (1, 50, 128), (1, 50, 128)), 2),
 }
 

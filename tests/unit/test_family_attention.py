@@ -17,10 +17,10 @@ from wpk.providers.reference import reference_output
 
 
 def attention(
-    heads: int, *operands: TensorType, scores: str = "mul(acc,0.25)", rows: bool = True, safe: bool = False
+    heads: int, *operands: TensorType, scores: str = "mul(acc,0.25)", rows: bool = True, safe: bool = False, packed: bool = False,
 ) -> Workload:
     """Of q, k, v and the operands of scores."""
-    attrs = (("heads", heads), ("rows", int(rows)), ("safe", int(safe)), ("scores", scores))
+    attrs = (("heads", heads), ("packed", int(packed)), ("rows", int(rows)), ("safe", int(safe)), ("scores", scores))
     (out,) = shapes(operands, dict(attrs))
     return Workload("attention", operands, (tensor(*out),), attrs)
 
@@ -36,6 +36,7 @@ CASES = [
     Case("heads first", attention(2, *[tensor(1, 2, 33, 40)] * 3, rows=False)),
     Case("groups", attention(4, tensor(1, 9, 64), tensor(1, 2, 40, 16), tensor(1, 40, 64), safe=True)),
     Case("bias", attention(2, *[tensor(1, 19, 32)] * 3, tensor(2, 19, 19), scores="add(acc,in3)")),
+    Case("packed", attention(2, *[tensor(2, 21, 96)] * 3, packed=True)),
     Case("one query", attention(1, tensor(3, 1, 16), *[tensor(3, 50, 16)] * 2, scores="acc")),
 ]
 

@@ -145,6 +145,52 @@ def test_an_encoder(causal: bool, tmp_path: Path) -> None:
     onnx.save_model(encoder(size), str(path))
     graph = run_pipeline(load_model(path), EVERYTHING)
     assert ops(graph).count("attention") == 2 and not {"softmax", "matmul", "transpose"} & set(ops(graph))
+    assert ops(graph).count("gemm") == 2 * 4 + 1 and all(n.attr("packed") for n in graph.nodes if n.op == "attention")
+
+
+def products(bias: str, shared: bool = False, keys: str = "x") -> onnx.ModelProto:
+    """Attention of three products of x (k's of ``keys``); ``bias``: the operands that have one."""
+    nodes, constants = [], dict(CONSTANTS)
+    for i, name in enumerate("qkv"):
+        nodes.append(node("MatMul", [keys if name == "k" else "x", f"w{name}"], [f"m{name}" if name in bias else name]))
+        constants[f"w{name}"] = normal(8, HEADS * SIZE, seed=i)
+        if name in bias:
+            nodes.append(node("Add", [f"b{name}", f"m{name}"], [name]))
+            constants[f"b{name}"] = normal(HEADS * SIZE, seed=i)
+    nodes += spelled([], "p").graph.node
+    inputs = {x: [BATCH, LENGTH, 8] for x in {"x", keys}}
+    return make(nodes, inputs, ["y", *(["k"] if shared else [])], constants)
+
+
+@pytest.mark.parametrize("bias", ["qkv", "", "qv"])
+def test_products_of_one_activation_become_one(bias: str, tmp_path: Path) -> None:
+    graph = optimized(products(bias), tmp_path, EVERYTHING)
+    assert ops(graph) == ["view", "gemm", "view", "attention"] and graph.nodes[-1].attr("packed") == 1
+    assert len(graph.nodes[1].inputs) == (3 if bias else 2)
+
+
+@pytest.mark.parametrize(("shared", "keys"), [(True, "x"), (False, "z")])
+def test_products_that_stay_apart(shared: bool, keys: str, tmp_path: Path) -> None:
+    graph = optimized(products("qkv", shared, keys), tmp_path, EVERYTHING)
+    assert ops(graph).count("gemm") == 3 and ops(graph).count("attention") == 1
+    assert all(n.attr("packed") == 0 for n in graph.nodes if n.op == "attention")
+
+
+@pytest.mark.parametrize("order", ["012", "102"])
+def test_one_product_cut_in_three(order: str, tmp_path: Path) -> None:
+    """As vision transformers have it; what is not in order is left as it is."""
+    nodes = [node("MatMul", ["x", "w"], ["m"]), node("Reshape", ["m", "five"], ["f"])]
+    nodes += [node("Transpose", ["f"], ["t"], perm=[2, 0, 3, 1, 4])]
+    nodes += [node("Gather", ["t", f"i{i}"], [name], axis=0) for i, name in zip(order, "qkv", strict=True)]
+    nodes += [node("Transpose", ["k"], ["kt"], perm=[0, 1, 3, 2]), node("MatMul", ["q", "kt"], ["p"])]
+    nodes += [node("Softmax", ["p"], ["a"]), node("MatMul", ["a", "v"], ["o"])]
+    nodes += [node("Transpose", ["o"], ["r"], perm=[0, 2, 1, 3]), node("Reshape", ["r", "joined"], ["y"])]
+    numbers = {f"i{i}": np.array(i) for i in range(3)} | {"five": np.array([BATCH, LENGTH, 3, HEADS, SIZE])}
+    model = make(nodes, {"x": [BATCH, LENGTH, 8]}, ["y"], {**CONSTANTS, **numbers, "w": normal(8, 3 * HEADS * SIZE)})
+    graph = optimized(model, tmp_path, EVERYTHING)
+    if order == "012":
+        assert ops(graph) == ["view", "gemm", "view", "attention"]
+    assert ops(graph).count("attention") == 1
 
 
 FORMS: dict[str, tuple[dict[str, list[int]], dict[str, Any]]] = {
@@ -198,7 +244,7 @@ def test_the_reference_means_what_the_table_says(groups: int) -> None:
     q, k, v = normal(2, 3, 32), normal(2, groups, 5, 8, seed=1), normal(2, 5, groups * 6, seed=2)
     mask = normal(2, 1, 1, 5, seed=3)
     types = tuple(TensorType("float32", x.shape) for x in (q, k, v, mask))
-    attrs = (("heads", 4), ("rows", 1), ("safe", 0), ("scores", "add(mul(acc,0.5),in3)"))
+    attrs = (("heads", 4), ("packed", 0), ("rows", 1), ("safe", 0), ("scores", "add(mul(acc,0.5),in3)"))
     workload = Workload("attention", types, (TensorType("float32", (2, 3, 24)),), attrs)
     a = heads_of(types, dict(attrs))
     assert (a.batch, a.heads, a.groups, a.queries, a.keys, a.size, a.values) == (2, 4, groups, 3, 5, 8, 6)
@@ -223,6 +269,6 @@ def test_only_kernels_of_their_own_are_a_reason() -> None:
     target = host_target(1)
     mask = TensorType("float32", (1, 1, 1, 8))
     rows = TensorType("float32", (1, 8, 64))
-    attrs = (("heads", 2), ("rows", 1), ("safe", 0), ("scores", "add(acc,in3)"))
+    attrs = (("heads", 2), ("packed", 0), ("rows", 1), ("safe", 0), ("scores", "add(acc,in3)"))
     workload = Workload("attention", (rows, rows, rows, mask), (rows,), attrs)
     assert {p.name for p in providers(None, target) if p.supports(workload, target).ok} == {"generated:attention"}

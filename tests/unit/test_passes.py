@@ -255,3 +255,9 @@ def test_a_pass_that_breaks_a_rule_is_found(tmp_path: Path) -> None:
 
     with pytest.raises(InternalError, match="before it is made"):
         run_pipeline(load(conv_chain(), tmp_path), (Breaks(),))
+
+
+def test_views_of_one_value_in_two_shapes_are_two(tmp_path: Path) -> None:
+    nodes = [node("Reshape", ["x", "a"], ["y"]), node("Reshape", ["x", "b"], ["r"]), node("Transpose", ["r"], ["z"], perm=[1, 0])]
+    model = make(nodes, {"x": [2, 6]}, ["y", "z"], {"a": np.array([3, 4]), "b": np.array([4, 3])})
+    assert sorted(ops(optimized(model, tmp_path))) == ["transpose", "view", "view"]

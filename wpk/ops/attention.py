@@ -47,10 +47,15 @@ class Heads:
 def heads_of(inputs: Sequence[TensorType], attrs: Mapping[str, Any]) -> Heads:
     """The numbers that shapes mean; ValueError where they do not fit.
 
-    Each of q, k and v is (B, L, H·D), or (B, H, L, D).
+    Each of q, k and v is (B, L, H·D), or (B, H, L, D); ``packed``: each is (B, L, 3·H·D), of which it is the first, second or
+    last third (they are one value then).
     """
     q, k, v = (t.shape for t in inputs[:OWN])
     heads = int(attrs["heads"])
+    if attrs["packed"]:
+        if len(q) != 3 or not q == k == v or q[2] % (3 * heads):
+            raise ValueError(f"packed attention of {heads} heads: {q}, {k} and {v} are not rows of three times their width")
+        return Heads(q[0], heads, heads, q[1], q[1], q[2] // (3 * heads), q[2] // (3 * heads))
     size = _per_head(q, heads)
     groups = _groups(k, size)
     found = Heads(q[0], heads, groups, _length(q), _length(k), size, _per_head(v, groups))
@@ -104,7 +109,7 @@ def lift(f: Foreign, b: Builder) -> str | None:
     counts = [int(f.attrs.get(x, 0)) or types[i].shape[1] for i, x in enumerate(("q_num_heads", "kv_num_heads"))]
     if counts[0] != counts[1]:
         return f"{counts[0]} heads of queries for {counts[1]} of keys"
-    a = heads_of(types, {"heads": counts[0]})
+    a = heads_of(types, {"heads": counts[0], "packed": 0})
     q, k, v = (_split(b, f.inputs[i], t.shape, counts[0]) for i, t in enumerate(types))
     turned = b.emit("transpose", (k,), (a.batch, a.heads, a.size, a.keys), f.inputs[1], perm=(0, 1, 3, 2))
     masked = _masked(f, b, a, b.emit("matmul", (q, turned), a.scores, f.outputs[0], _scaled(f, a)))
@@ -158,10 +163,10 @@ def spell(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> N
     """As exporters write it."""
     h = heads_of(w.inputs, dict(w.attrs))
     shared = h.heads // h.groups
-    q = _by_head(s, ins[0], w.inputs[0], (h.batch, h.queries, h.heads, h.size), (0, 2, 1, 3))
-    k, v = (
-        _by_head(s, ins[i], w.inputs[i], (h.batch, h.keys, h.groups, n), (0, 2, 1, 3))
-        for i, n in ((1, h.size), (2, h.values))
+    counts = ((h.heads, h.queries, h.size), (h.groups, h.keys, h.size), (h.groups, h.keys, h.values))
+    q, k, v = (
+        _by_head(s, ins[i], w.inputs[i], (h.batch, length, heads, n), i if w.attr("packed") else None)
+        for i, (heads, length, n) in enumerate(counts)
     )
     k = s.op("Transpose", (k,), perm=(0, 1, 3, 2))
     if shared > 1:
@@ -181,11 +186,16 @@ def spell(s: Speller, w: Workload, ins: Sequence[str], outs: Sequence[str]) -> N
     s.op("Reshape", (mixed, _shape(s, (h.batch, h.queries, h.heads * h.values))), outs[0])
 
 
-def _by_head(s: Speller, name: str, t: TensorType, shape: Shape, perm: tuple[int, ...]) -> str:
-    """(B, H, L, D) of either form."""
+def _by_head(s: Speller, name: str, t: TensorType, shape: Shape, third: int | None) -> str:
+    """(B, H, L, D) of any form; ``shape`` is (B, L, H, D), ``third`` which part of packed rows it is."""
     if len(t.shape) == 4:
         return name
-    return s.op("Transpose", (s.op("Reshape", (name, _shape(s, shape))),), perm=perm)
+    if third is None:
+        rows = s.op("Reshape", (name, _shape(s, shape)))
+    else:
+        parts = s.op("Reshape", (name, _shape(s, (*shape[:2], 3, *shape[2:]))))
+        rows = s.op("Gather", (parts, s.constant(np.array(third, np.int64))), axis=2)
+    return s.op("Transpose", (rows,), perm=(0, 2, 1, 3))
 
 
 def _repeated(s: Speller, name: str, h: Heads, rest: tuple[int, int]) -> str:
@@ -200,6 +210,6 @@ def _shape(s: Speller, shape: tuple[int, ...]) -> str:
 
 
 ATTENTION = Operator(
-    "attention", "anchor", None, ("heads", "rows", "safe", "scores"), shapes, flops, row_only, spell,
+    "attention", "anchor", None, ("heads", "packed", "rows", "safe", "scores"), shapes, flops, row_only, spell,
     {"Attention": lift},
 )  # fmt: skip

@@ -126,7 +126,7 @@ def _parts(draft: Draft, match: Match) -> tuple[tuple[Operand, ...], tuple[int, 
     by_rows = bool(_returned(draft, node))
     shape = (batch, rows, heads * size) if by_rows else (batch, heads, rows, size)
     attrs = (
-        ("heads", heads), ("rows", int(by_rows)), ("safe", int(any(n.epilogue == GUARD for n in match))),
+        ("heads", heads), ("packed", 0), ("rows", int(by_rows)), ("safe", int(any(n.epilogue == GUARD for n in match))),
         ("scores", str(_scores_of(anchor.epilogue))),
     )  # fmt: skip
     return (*operands, *extra), shape, attrs

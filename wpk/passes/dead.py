@@ -39,9 +39,9 @@ def merge_duplicates(graph: Graph, trace: Trace | None = None) -> Graph:
     seen: dict[Hashable, str] = {}
     for node in list(draft.nodes.values()):
         node = draft.nodes[node.name]
-        key = (node.op, node.inputs, node.attrs, node.epilogue)
         if node.op in ("onnx", "region") or len(node.outputs) != 1:
             continue
+        key = (node.op, node.inputs, node.attrs, node.epilogue, draft.types[node.outputs[0]])
         first = draft.nodes.get(seen.get(key, ""))
         if first is None:
             seen[key] = node.name

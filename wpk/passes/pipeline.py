@@ -21,8 +21,9 @@ from wpk.passes.concat import HoistEltwise
 from wpk.passes.dead import fold_constants, merge_duplicates, remove_dead
 from wpk.passes.fuse import FuseEpilogue
 from wpk.passes.idioms import PaddedConv, ScaledProduct, SpelledNorm
+from wpk.passes.packed import JoinProducts, PackedRows
 from wpk.passes.regions import group_regions
-from wpk.passes.rewrite import Trace, apply_rules
+from wpk.passes.rewrite import Rule, Trace, apply_rules
 from wpk.passes.siblings import FuseSiblings
 
 
@@ -48,6 +49,9 @@ class Fold:
         return fold_constants(graph, trace)
 
 
+CLEANING: tuple[Rule, ...] = (Forward(), TransposeToView(), MergeMoves(), ConstantOperands(), SinkView())
+
+
 @dataclass(frozen=True)
 class Clean:
     """Views, identities, transposes and concats that do nothing, or do it twice."""
@@ -56,9 +60,7 @@ class Clean:
 
     def run(self, graph: Graph, trace: Trace | None) -> Graph:
         """The transformed graph."""
-        return apply_rules(
-            graph, (Forward(), TransposeToView(), MergeMoves(), ConstantOperands(), SinkView()), trace
-        )
+        return apply_rules(graph, CLEANING, trace)
 
 
 @dataclass(frozen=True)
@@ -120,14 +122,18 @@ class Siblings:
 
 @dataclass(frozen=True)
 class Attention:
-    """Products with a softmax between them become attentions where ``fits`` says so, which is not part of the text."""
+    """Products with a softmax between them become attentions where ``fits`` says so, which is not part of the text.
+
+    Products that make queries, keys and values of one activation become one.
+    """
 
     fits: Callable[[Workload], bool] = field(default=anything, metadata={"text": False})
     name: ClassVar[str] = "attention"
 
     def run(self, graph: Graph, trace: Trace | None) -> Graph:
         """The transformed graph."""
-        return apply_rules(graph, (JoinAttention(self.fits),), trace)
+        rules = JoinAttention(self.fits), PackedRows(self.fits), *CLEANING, JoinProducts(self.fits)
+        return apply_rules(graph, rules, trace)
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ PASSES: dict[str, type[Any]] = {
 def default_pipeline(siblings: bool = False, attention: Callable[[Workload], bool] | None = None) -> Pipeline:
     """What compiling uses. ``siblings`` adds horizontal fusion, which does not always pay; ``attention`` says which ones fit."""
     horizontal: Pipeline = (Siblings(),) if siblings else ()
-    heads: Pipeline = (Attention(attention), Clean()) if attention is not None else ()
+    heads: Pipeline = (Attention(attention),) if attention is not None else ()
     return (
         Dead(), Fold(), Clean(), Duplicates(), Idioms(), Hoist(), Fuse(), BatchNorm(), Clean(), Fuse(), *heads, *horizontal,
         Duplicates(), Dead(), Regions(),
