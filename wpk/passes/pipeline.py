@@ -132,7 +132,7 @@ class Attention:
 
     def run(self, graph: Graph, trace: Trace | None) -> Graph:
         """The transformed graph."""
-        rules = JoinAttention(self.fits), PackedRows(self.fits), *CLEANING, JoinProducts(self.fits)
+        rules: tuple[Rule, ...] = (JoinAttention(self.fits), PackedRows(self.fits), *CLEANING, JoinProducts(self.fits))
         return apply_rules(graph, rules, trace)
 
 
