@@ -116,6 +116,19 @@ def test_keys_that_are_an_input(tmp_path: Path) -> None:
     assert [graph.types[v].shape for v in found.inputs] == [(1, 3, 5, 4), (1, 3, 6, 4), (1, 3, 6, 2)]
 
 
+@pytest.mark.parametrize("shapes", [([2, 1, 5, 4], [2, 3, 4, 6], [2, 3, 6, 2]), ([2, 3, 5, 4], [2, 3, 4, 6], [2, 1, 6, 2])])
+def test_operands_that_broadcast_over_heads(shapes: tuple[list[int], ...], tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["q", "k"], ["p"]), node("Softmax", ["p"], ["w"], axis=-1), node("MatMul", ["w", "v"], ["y"])]
+    model = make(nodes, dict(zip("qkv", shapes, strict=True)), ["y"])
+    assert "attention" not in ops(optimized(model, tmp_path, EVERYTHING))
+
+
+def test_keys_of_all_heads(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["q", "k"], ["p"]), node("Softmax", ["p"], ["w"], axis=-1), node("MatMul", ["w", "v"], ["y"])]
+    model = make(nodes, {"q": [2, 3, 5, 4], "k": [2, 1, 4, 6], "v": [2, 1, 6, 2]}, ["y"])
+    assert "attention" in ops(optimized(model, tmp_path, EVERYTHING))
+
+
 @pytest.mark.parametrize("why", ["read", "axis", "fits", "broadcast"])
 def test_what_stays(why: str, tmp_path: Path) -> None:
     model = spelled([node("Mul", ["p", "scale"], ["s"])])

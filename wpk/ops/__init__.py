@@ -55,7 +55,8 @@ LAYOUTS = ("NCHW16c", "NCHW8c")
 def work(workload: Workload) -> Work:
     """Operations and compulsory traffic of a workload; a view has none."""
     operator = OPERATORS[workload.op]
-    nbytes = 0 if workload.op == "view" else sum(t.nbytes for t in (*workload.inputs, *workload.outputs))
+    once = workload.inputs[2:] if workload.op == "attention" and workload.attr("packed") else workload.inputs
+    nbytes = 0 if workload.op == "view" else sum(t.nbytes for t in (*once, *workload.outputs))
     return Work(operator.flops(workload) + epilogue_flops(workload), float(nbytes))
 
 

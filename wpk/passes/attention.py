@@ -17,6 +17,7 @@ from wpk.core.tensor import TensorType
 from wpk.core.workload import Attr, Workload
 from wpk.graph.graph import Node
 from wpk.ops.attention import GUARD, OWN
+from wpk.ops.attention import shapes as expected_shapes
 from wpk.passes.draft import Draft
 from wpk.passes.fuse import joint
 from wpk.passes.idioms import drop_unread
@@ -74,6 +75,10 @@ class JoinAttention:
             return f"batches {sorted(batches)} broadcast"
         inputs, outputs, attrs = _parts(draft, match)
         types = tuple(draft.types[o.value] if o.shape == () else _typed(o.shape) for o in inputs)
+        try:
+            expected_shapes(types, dict(attrs))
+        except ValueError as error:  # operands that broadcast over heads
+            return str(error)
         known = tuple(i for i, o in enumerate(inputs) if o.value in draft.constants)
         workload = Workload("attention", types, (_typed(outputs),), attrs, None, known)
         return None if self.fits(workload) else f"no kernel for {workload}"
