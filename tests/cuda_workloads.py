@@ -85,6 +85,10 @@ def workloads() -> Iterator[Workload]:
                 yield conv(16, 24, 9, 3, dtype=dtype, layout=layout, tf32=tf32)
                 yield conv(32, 16, 6, 1, 2, dtype=dtype, layout=layout, tf32=tf32)
                 yield conv(3, 16, 15, 7, 2, dtype=dtype, layout=layout, tf32=tf32)
+        if dtype != "float32":  # several rounds of a pipeline, and blocks that fill a multiprocessor
+            yield gemm(200, 272, 704, dtype)
+            yield gemm(200, 272, 704, dtype, constant=False)
+            yield conv(128, 72, 18, 3, dtype=dtype, layout="NHWC")
         yield gemm(1, 64, 96, dtype)
         yield conv(64, 24, 9, 3, dtype=dtype, layout="NHWC")  # whole steps of channels
         yield conv(16, 24, 1, 1, dtype=dtype, result="float32")  # the last layer of a model in lower precision
