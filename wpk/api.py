@@ -35,7 +35,6 @@ from wpk.stages import (
     read_source,
     recall,
     remember,
-    supported_by,
     tune_graphs,
 )
 from wpk.tuning.events import Observer
@@ -209,7 +208,7 @@ def cross(
     say("reading the model")
     meta: dict[str, object] = {"wpk": __version__, "measured": False}
     if options.precision == "fp32":
-        graph = read_graph(model, options, trace, supported_by(shop))
+        graph = read_graph(model, options, trace, shop)
     else:
         source = read_source(model, options, shop, trace)
         assert source.precision is not None

@@ -197,7 +197,7 @@ def read_source(model: Model, options: Options, shop: Shop, trace: list[str] | N
         raw = load_model(path, options.shapes, options.batch)
         session = _session_model(path, raw, changed=bool(options.shapes) or options.batch is not None)
         name = path.name if isinstance(model, str | os.PathLike) else raw.name
-    graphs = graph_forms(raw, supported_by(shop), trace)
+    graphs = graph_forms(raw, shop, trace)
     ports = [Port(v, raw.types[v].dtype, raw.types[v].shape) for v in raw.inputs]
     feeds = random_feeds(ports, options.seed)
     try:
@@ -208,12 +208,18 @@ def read_source(model: Model, options: Options, shop: Shop, trace: list[str] | N
     return source if options.precision == "fp32" else _lowered(source, options, shop)
 
 
-def graph_forms(raw: Graph, fits: Callable[[Workload], bool], trace: list[str] | None) -> tuple[Graph, ...]:
+def graph_forms(raw: Graph, shop: Shop, trace: list[str] | None) -> tuple[Graph, ...]:
     """The graph with every fusion that always pays and attentions where they fit; and with others, or without these."""
-    forms = [run_pipeline(raw, default_pipeline(attention=fits), trace), run_pipeline(raw, default_pipeline(True, fits))]
+    fits = supported_by(shop)
+    forms = [first_form(raw, shop, trace), run_pipeline(raw, default_pipeline(True, fits))]
     if any(n.op == "attention" for n in forms[0].nodes):
         forms.append(run_pipeline(raw, default_pipeline()))
     return tuple(g for i, g in enumerate(forms) if i == 0 or len(g.nodes) != len(forms[0].nodes))
+
+
+def first_form(raw: Graph, shop: Shop, trace: list[str] | None) -> Graph:
+    """The graph for a target where nothing is measured. A GPU has room for the wider products in front of attentions."""
+    return run_pipeline(raw, default_pipeline(False, supported_by(shop), shop.target.gpu is not None), trace)
 
 
 def _lowered(source: Source, options: Options, shop: Shop) -> Source:
@@ -243,13 +249,11 @@ def _in_each_layout(workload: Workload, target: Target) -> Iterator[Workload]:
         yield replace(workload, inputs=inputs, outputs=outputs)
 
 
-def read_graph(
-    model: Model, options: Options, trace: list[str] | None = None, supports: Callable[[Workload], bool] | None = None
-) -> Graph:
-    """Load and optimize, and no more: for a target that is not here. Raises ModelError."""
+def read_graph(model: Model, options: Options, trace: list[str] | None = None, shop: Shop | None = None) -> Graph:
+    """Load and optimize, and no more: for a target that is not here, or for any. Raises ModelError."""
     with _as_file(model) as path:
         raw = load_model(path, options.shapes, options.batch)
-    return run_pipeline(raw, default_pipeline(attention=supports), trace)
+    return run_pipeline(raw, default_pipeline(), trace) if shop is None else first_form(raw, shop, trace)
 
 
 def known_results(shop: Shop, log: Path | None = None) -> ResultTable:

@@ -23,7 +23,7 @@ from wpk.passes.precision import lowered
 from wpk.providers.reference import reference_output
 from wpk.providers.registry import providers
 
-EVERYTHING = default_pipeline(attention=lambda workload: True)
+EVERYTHING = default_pipeline(attention=lambda workload: True, join=True)
 BATCH, LENGTH, HEADS, SIZE = 2, 5, 3, 4
 CONSTANTS = {
     "split": np.array([BATCH, LENGTH, HEADS, SIZE]), "joined": np.array([BATCH, LENGTH, HEADS * SIZE]),
@@ -242,7 +242,7 @@ def test_onnx_attention_with_a_past_stays(tmp_path: Path) -> None:
 
 def test_text() -> None:
     assert format_pipeline((Attention(lambda workload: False),)) == "attention"
-    assert parse_pipeline("attention") == (Attention(),)
+    assert parse_pipeline("attention,attention{join=true}") == (Attention(), Attention(join=True))
 
 
 def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.ndarray:

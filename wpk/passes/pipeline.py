@@ -124,15 +124,17 @@ class Siblings:
 class Attention:
     """Products with a softmax between them become attentions where ``fits`` says so, which is not part of the text.
 
-    Products that make queries, keys and values of one activation become one.
+    With ``join``, products that make queries, keys and values of one activation become one: horizontal fusion, as siblings are.
     """
 
     fits: Callable[[Workload], bool] = field(default=anything, metadata={"text": False})
+    join: bool = False
     name: ClassVar[str] = "attention"
 
     def run(self, graph: Graph, trace: Trace | None) -> Graph:
         """The transformed graph."""
-        rules: tuple[Rule, ...] = (JoinAttention(self.fits), PackedRows(self.fits), *CLEANING, JoinProducts(self.fits))
+        joined: tuple[Rule, ...] = (JoinProducts(self.fits),) if self.join else ()
+        rules: tuple[Rule, ...] = (JoinAttention(self.fits), PackedRows(self.fits), *CLEANING, *joined)
         return apply_rules(graph, rules, trace)
 
 
@@ -176,10 +178,13 @@ PASSES: dict[str, type[Any]] = {
 }
 
 
-def default_pipeline(siblings: bool = False, attention: Callable[[Workload], bool] | None = None) -> Pipeline:
-    """What compiling uses. ``siblings`` adds horizontal fusion, which does not always pay; ``attention`` says which ones fit."""
+def default_pipeline(
+    siblings: bool = False, attention: Callable[[Workload], bool] | None = None, join: bool = False
+) -> Pipeline:
+    """What compiling uses. ``siblings`` adds horizontal fusion, which does not always pay; ``attention`` says which ones fit,
+    ``join`` asks for horizontal fusion in front of them alone."""
     horizontal: Pipeline = (Siblings(),) if siblings else ()
-    heads: Pipeline = (Attention(attention),) if attention is not None else ()
+    heads: Pipeline = (Attention(attention, join or siblings),) if attention is not None else ()
     return (
         Dead(), Fold(), Clean(), Duplicates(), Idioms(), Hoist(), Fuse(), BatchNorm(), Clean(), Fuse(), *heads, *horizontal,
         Duplicates(), Dead(), Regions(),
