@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,32 +24,15 @@ from benchmarks.cost_model import (
     relatives,
     trained,
 )
-from benchmarks.strategies import run, started
-from wpk.core.result import Config, config_key
+from benchmarks.strategies import Told, run, started
+from wpk.core.result import config_key
 from wpk.search.cost_model import CostModel
 from wpk.search.prior import Screening
 from wpk.search.recorded import SUFFIX, RecordedSpace, load_space
-from wpk.search.strategy import Context, Strategy, make_strategy
+from wpk.search.strategy import Context, make_strategy
 
 TRIALS, NEAR, STEPS = 100, 1.05, (10, 50, 100)
 WAYS = ("unscreened", "estimate", "cost model")
-
-
-@dataclass
-class Told:
-    """A strategy whose screen learns what it learns."""
-
-    strategy: Strategy
-    screen: Screening
-
-    def ask(self, n: int) -> list[Config]:
-        """The strategy's."""
-        return self.strategy.ask(n)
-
-    def tell(self, results: Sequence[tuple[Config, float]]) -> None:
-        """Both."""
-        self.strategy.tell(results)
-        self.screen.tell(results)
 
 
 def curves(task: RecordedSpace, rows: np.ndarray, model: CostModel, way: str, seeds: int) -> np.ndarray:

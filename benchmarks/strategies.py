@@ -9,8 +9,9 @@ Strategies ask for 8 configs at a time, as the tuner does; TPE (see benchmarks/t
     nothing    a random config, the same for all strategies of a seed, so that only the search counts
     transfer   what the shipped logs hold of the most similar other tasks, then the family's first configs
 
-``rl`` and ``auto`` have a policy trained on the other recorded tasks, in five folds; ``rl-cold`` has none. A run's result is the
-best time after each measurement, relative to the space's optimum. Runs are kept under build/, by all they depend on.
+``rl`` and ``auto`` have a policy trained on the other recorded tasks, in five folds; ``rl-cold`` has none. ``genetic-screened`` and
+``auto`` look at kernels as the tuner does, with a cost model trained without the task and its relatives. A run's result is the best
+time after each measurement, relative to the space's optimum. Runs are kept under build/, by all they depend on.
 """
 
 from __future__ import annotations
@@ -31,22 +32,29 @@ from time import monotonic
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from benchmarks.cost_model import Subject, features_of_space, load, relatives, trained
 from benchmarks.strategy_report import Outcome, figure, markdown, summary
 from wpk.core.result import config_key
 from wpk.search.policy import Policy, load_policy
+from wpk.search.prior import Screening
 from wpk.search.recorded import SUFFIX, RecordedSpace, load_spaces
 from wpk.search.space import Config, Space
 from wpk.search.strategy import Context, Strategy, beginning, make_strategy
 from wpk.search.train import lessons_of, train_policy
 from wpk.tuning.experience import Experience
 from wpk.tuning.log import read_log
+from wpk.tuning.screening import effort
 
 BATCH = 8
 #: In the order of the tables; ``default`` measures nothing but the default.
-ALL = ("default", "random", "tpe", "genetic", "rl-cold", "rl", "auto")
+ALL = ("default", "random", "tpe", "genetic", "genetic-screened", "rl-cold", "rl", "auto")
 STARTS = ("defaults", "nothing", "transfer")
+#: Where features of the recorded spaces' kernels are kept.
+FEATURES = Path("build/cost_model")
 #: Those that use a trained policy.
 _TRAINED = ("rl", "auto")
+#: Those that look at kernels.
+_SCREENED = ("genetic-screened", "auto")
 _FOLDS = 5
 
 
@@ -75,7 +83,26 @@ class Only:
         """Nothing to learn."""
 
 
-def agent(name: str, task: RecordedSpace, seed: int, trials: int, policy: Policy | None = None) -> Strategy:
+@dataclass
+class Told:
+    """A strategy whose screen learns what it learns."""
+
+    strategy: Strategy
+    screen: Screening
+
+    def ask(self, n: int) -> list[Config]:
+        """The strategy's."""
+        return self.strategy.ask(n)
+
+    def tell(self, results: Sequence[tuple[Config, float]]) -> None:
+        """Both."""
+        self.strategy.tell(results)
+        self.screen.tell(results)
+
+
+def agent(
+    name: str, task: RecordedSpace, seed: int, trials: int, policy: Policy | None = None, screen: Screening | None = None
+) -> Strategy:
     """A strategy as it comes to a task it has never seen. Raises UsageError for an unknown name."""
     if name == "default":
         return Only(task.space)
@@ -83,8 +110,9 @@ def agent(name: str, task: RecordedSpace, seed: int, trials: int, policy: Policy
         from benchmarks.tpe import Tpe  # Optuna is needed for nothing else
 
         return Tpe(task.space, seed)
-    context = Context(task.workload, task.target, policy, trials=trials)
-    return make_strategy(name.removesuffix("-cold"), task.space, seed, (), context)
+    context = Context(task.workload, task.target, policy, screen, trials)
+    made = make_strategy(name.removesuffix("-cold").removesuffix("-screened"), task.space, seed, (), context)
+    return made if screen is None else Told(made, screen)
 
 
 def started(task: RecordedSpace, start: str, seed: int) -> RecordedSpace:
@@ -129,10 +157,13 @@ def run(task: RecordedSpace, strategy: Strategy, trials: int) -> list[float]:
     return curve + [best] * (trials - len(curve))
 
 
-def runs(task: RecordedSpace, name: str, plan: Plan, policy: Policy | None = None) -> np.ndarray:
-    """Best seconds over the optimum, (seeds, trials); infinity before any success."""
+def runs(
+    task: RecordedSpace, name: str, plan: Plan, policy: Policy | None = None, screen: Callable[[], Screening | None] = lambda: None
+) -> np.ndarray:
+    """Best seconds over the optimum, (seeds, trials); infinity before any success. ``screen`` makes one for each run."""
     tasks = ((started(task, plan.start, seed), seed) for seed in range(plan.seeds))
-    return np.array([run(t, agent(name, t, seed, plan.trials, policy), plan.trials) for t, seed in tasks]) / task.optimum
+    agents = ((t, agent(name, t, seed, plan.trials, policy, screen())) for t, seed in tasks)
+    return np.array([run(t, a, plan.trials) for t, a in agents]) / task.optimum
 
 
 _TASKS: dict[str, RecordedSpace] = {}
@@ -152,10 +183,24 @@ def _curves(plan: Plan, task: str, name: str) -> np.ndarray:
     if path.exists():
         return np.asarray(np.load(path))
     policy = load_policy(_policy_path(plan, task)) if name in _TRAINED else None
-    found = runs(_TASKS[task], name, plan, policy)
+    screen = _screens(plan, task) if name in _SCREENED else lambda: None
+    found = runs(_TASKS[task], name, plan, policy, screen)
     plan.cache.mkdir(parents=True, exist_ok=True)
     np.save(path, found)
     return found
+
+
+def _screens(plan: Plan, task: str) -> Callable[[], Screening]:
+    """Makes screens as the tuner has them, on a cost model that has not seen the task or its relatives."""
+    others = tuple(s for s in _subjects(plan.spaces) if relatives(s.name) != relatives(task))
+    model, rows = trained(others, 0), features_of_space(_TASKS[task], plan.spaces / f"{task}{SUFFIX}", FEATURES)
+    known = {config_key(c): row for c, row in zip(_TASKS[task].space.listed or (), rows, strict=True)}
+    return lambda: Screening(lambda c: known[config_key(c)], model, effort=effort)
+
+
+@cache
+def _subjects(spaces: Path) -> tuple[Subject, ...]:
+    return tuple(load(spaces, FEATURES, ()))
 
 
 def _record(plan: Plan, task: str) -> str:
@@ -169,7 +214,11 @@ def _digest(data: bytes) -> str:
 def _code(name: str) -> str:
     """The text of what a strategy runs; that of all strategies for those that use others."""
     search = Path(str(files("wpk.search")))
-    own = {"default": (), "random": ("randomly.py",), "tpe": (), "genetic": ("genetic.py", "inheritance.py")}
+    learner = ("rl.py", "choices.py", "critic.py", "features.py", "policy.py", "train.py")
+    own = {
+        "default": (), "random": ("randomly.py",), "tpe": (), "genetic": ("genetic.py", "inheritance.py"), "rl": learner,
+        "rl-cold": learner,
+    }  # fmt: skip
     used = [search / f for f in ("space.py", "knobs.py", *own[name])] if name in own else sorted(search.glob("*.py"))
     extra = [Path(__file__).with_name("tpe.py")] if name == "tpe" else []
     return _digest(b"\0".join(p.read_bytes() for p in (*used, *extra)))
@@ -183,7 +232,7 @@ def _fold(task: str) -> int:
 
 
 def _policy_path(plan: Plan, task: str) -> Path:
-    text = "".join(_record(plan, t) for t in sorted(_TASKS)) + _code("auto") + str(_fold(task))
+    text = "".join(_record(plan, t) for t in sorted(_TASKS)) + _code("rl") + str(_fold(task))
     return plan.cache / f"policy-{_digest(text.encode())}.npz"
 
 
@@ -200,6 +249,8 @@ def compare(plan: Plan, names: Sequence[str], only: Sequence[str], jobs: int) ->
     """All strategies on all tasks, or ``only`` on some."""
     _open(plan.spaces)
     tasks = [t for t in _TASKS.values() if not only or t.name in only]
+    if set(names) & set(_SCREENED):
+        _subjects(plan.spaces)  # lowers every kernel the first time
     with ProcessPoolExecutor(jobs, initializer=_open, initargs=(plan.spaces,)) as pool:
         if set(names) & set(_TRAINED):
             folds = {_fold(t.name): t.name for t in tasks}

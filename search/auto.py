@@ -1,8 +1,9 @@
 """The portfolio, ``auto``: genetic search and reinforcement learning on one history, and local refinement at the end.
 
-It begins with the given configs (defaults, and the best of similar tasks). Then a bandit shares the proposals out: each arm's
-credit is how often, lately, it brought a new best, the latest counting most (the area under the curve of OpenTuner: Ansel et
-al., PACT 2014), plus a bonus for arms little tried. Every result is told to every arm.
+It begins with the given configs (defaults, and the best of similar tasks): the default first, then as the screen or a trained
+policy ranks them. Then a bandit shares the proposals out: each arm's credit is how often, lately, it brought a new best, the
+latest counting most (the area under the curve of OpenTuner: Ansel et al., PACT 2014), plus a bonus for arms little tried. Every
+result is told to every arm.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Portfolio:
         workload: Workload | None = None, target: Target | None = None, policy: Policy | None = None,
         screen: Screen | None = None, trials: int | None = None,
     ) -> None:  # fmt: skip
-        self._options, self._trials = options or AutoOptions(), trials
-        self._queue = [dict(c) for c in first]
+        self._options, self._trials, self._screen = options or AutoOptions(), trials, screen
+        self._queue, self._sorted = [dict(c) for c in first], False
         self._learner = Reinforced(space, seed, (), self._options.rl, workload, target, policy, screen)
         self._refine = Refine(space, self._learner.expected)
         genetic = Genetic(space, seed, screen=screen)
@@ -102,17 +103,26 @@ class Portfolio:
         return inf if self._queue else self._learner.expected_gain(seconds)
 
     def _given(self, n: int) -> int:
-        """How many of the next ``n`` are given configs: all of them, or, beside a trained policy's own, half; the default first.
+        """How many of the next ``n`` are given configs: all where a screen sorts them, half where only a trained policy does.
 
-        The policy says which are tried first.
+        The default comes first: it is what all else is compared with.
         """
-        opinion = self._learner.opinion(self._queue[1:] if not self._asked else self._queue)
+        rest = self._queue if self._sorted else self._queue[1:]
+        if self._screen is not None:
+            if not self._sorted and rest:
+                self._sort(self._screen(rest))
+            return n
+        opinion = self._learner.opinion(rest)
         if opinion is None:
             return n
-        start = len(self._queue) - len(opinion)
-        order = sorted(range(len(opinion)), key=lambda i: -opinion[i])
-        self._queue = self._queue[:start] + [self._queue[start + i] for i in order]
+        if not self._sorted:
+            self._sort([-x for x in opinion])
         return max(n // 2, 1)
+
+    def _sort(self, costs: Sequence[float]) -> None:
+        """The default, then the others, cheapest first."""
+        order = sorted(range(len(costs)), key=lambda i: costs[i])
+        self._queue, self._sorted = [self._queue[0], *(self._queue[1 + i] for i in order)], True
 
     def _admit(self, asked: list[Config], config: Config, arm: str) -> None:
         key = config_key(config)

@@ -38,10 +38,10 @@ def screening(
     """A screen for configs of a provider on a task; None where there is nothing to look at, or no look is wanted."""
     if options is None or options.most < 1 or not isinstance(provider, HasFeatures):
         return None
-    return Screening(features_of(provider, workload, target), model, options, effort=_effort)
+    return Screening(features_of(provider, workload, target), model, options, effort=effort)
 
 
-def _effort(row: Array) -> float:
+def effort(row: Array) -> float:
     """Lowering takes about 1.2 ms for each of a kernel's leaves; most have three or four, and count for one."""
     return float(max(2 ** row[_LEAVES] - 1, 4) / 4)
 
