@@ -123,6 +123,16 @@ def test_operands_that_broadcast_over_heads(shapes: tuple[list[int], ...], tmp_p
     assert "attention" not in ops(optimized(model, tmp_path, EVERYTHING))
 
 
+@pytest.mark.parametrize("which", ["q", "k"])
+def test_an_operand_that_is_constant(which: str, tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["q", "k"], ["p"]), node("Softmax", ["p"], ["w"], axis=-1), node("MatMul", ["w", "v"], ["y"])]
+    shapes = {"q": [3, 5, 4], "k": [3, 4, 6], "v": [3, 6, 2]}
+    model = make(nodes, {x: s for x, s in shapes.items() if x != which}, ["y"], {which: normal(*shapes[which])})
+    graph = optimized(model, tmp_path, EVERYTHING)
+    (found,) = [n for n in graph.nodes if n.op == "attention"]
+    assert found.inputs["qkv".index(which)] in graph.constants
+
+
 def test_keys_of_all_heads(tmp_path: Path) -> None:
     nodes = [node("MatMul", ["q", "k"], ["p"]), node("Softmax", ["p"], ["w"], axis=-1), node("MatMul", ["w", "v"], ["y"])]
     model = make(nodes, {"q": [2, 3, 5, 4], "k": [2, 1, 4, 6], "v": [2, 1, 6, 2]}, ["y"])

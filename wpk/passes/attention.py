@@ -197,8 +197,12 @@ def _returned(draft: Draft, node: Node) -> tuple[Node, ...]:
 
 
 def _read(draft: Draft, node: Node, operand: Operand) -> str:
-    """The name of an operand, which a transpose and a view may have to make."""
+    """The name of an operand, which a transpose and a view may have to make; constants are made at once."""
     value = operand.value
+    if value in draft.constants and (operand.perm or operand.shape not in ((), draft.types[value].shape)):
+        array = draft.constants[value]
+        turned_array = array.transpose(operand.perm) if operand.perm else array
+        return draft.constant(turned_array.reshape(operand.shape), value)
     if operand.perm:
         shape = draft.types[value].shape
         turned = draft.value(f"{value}.turned", tuple(shape[p] for p in operand.perm))
