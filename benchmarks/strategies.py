@@ -9,9 +9,9 @@ Strategies ask for 8 configs at a time, as the tuner does; TPE (see benchmarks/t
     nothing    a random config, the same for all strategies of a seed, so that only the search counts
     transfer   what the shipped logs hold of the most similar other tasks, then the family's first configs
 
-``rl`` and ``auto`` have a policy trained on the other recorded tasks, in five folds; ``rl-cold`` has none. ``genetic-screened`` and
-``auto`` look at kernels as the tuner does, with a cost model trained without the task and its relatives. A run's result is the best
-time after each measurement, relative to the space's optimum. Runs are kept under build/, by all they depend on.
+``rl`` and ``auto`` have a policy trained on the other recorded tasks, in five folds; ``rl-cold`` has none. ``auto`` and
+``genetic-screened`` look at kernels as the tuner does, with a cost model trained without the task and its relatives. A run's
+result is the best time after each measurement, relative to the space's optimum. Runs are kept under build/, by all they rest on.
 """
 
 from __future__ import annotations
@@ -158,8 +158,9 @@ def run(task: RecordedSpace, strategy: Strategy, trials: int) -> list[float]:
 
 
 def runs(
-    task: RecordedSpace, name: str, plan: Plan, policy: Policy | None = None, screen: Callable[[], Screening | None] = lambda: None
-) -> np.ndarray:
+    task: RecordedSpace, name: str, plan: Plan, policy: Policy | None = None,
+    screen: Callable[[], Screening | None] = lambda: None,
+) -> np.ndarray:  # fmt: skip
     """Best seconds over the optimum, (seeds, trials); infinity before any success. ``screen`` makes one for each run."""
     tasks = ((started(task, plan.start, seed), seed) for seed in range(plan.seeds))
     agents = ((t, agent(name, t, seed, plan.trials, policy, screen())) for t, seed in tasks)

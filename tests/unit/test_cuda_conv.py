@@ -12,6 +12,7 @@ from dsl_cuda_check import H200, compiled, emulated
 from test_family_conv import conv
 
 from wpk.core.pointwise import parse
+from wpk.core.result import Config
 from wpk.core.tensor import TensorType, from_layout, to_layout
 from wpk.dsl.codegen.cuda import emit
 from wpk.dsl.verify import verify
@@ -122,13 +123,20 @@ def test_channels_last_are_copied_by_16_bytes_without_tests_that_always_hold() -
     assert "/ 7" not in text and "% 7" not in text
 
 
+def _blocks(config: Config) -> int:
+    """Blocks at once, of 14×14 pixels and 256 channels."""
+    if config["stream"]:
+        return int(config["stream"]) * int(config["min_blocks"])
+    t = tile_of(config)
+    return -(-196 // t.m) * -(-256 // t.n) * t.split
+
+
 def test_the_space_is_large_and_its_guesses_are_valid() -> None:
     space = FAMILY.space(conv(*LARGE["3x3"], layouts=("NHWC", "NHWC")), H200)
     configs = {tuple(sorted(space.sample(Random(i)).items())) for i in range(40)}
     assert len(configs) == 40
     assert len(space.first) >= 5 and all(space.valid(c) for c in space.first)
-    blocks = [-(-196 // tile_of(c).m) * -(-256 // tile_of(c).n) * tile_of(c).split for c in space.first[:3]]
-    assert all(b >= 64 for b in blocks)
+    assert all(_blocks(c) >= 64 for c in space.first[:3])
 
 
 @pytest.mark.parametrize(

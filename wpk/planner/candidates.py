@@ -34,8 +34,8 @@ _GPU_LANES, _GPU_SHARE, _GPU_CALL = 128, 0.3, 2e-6
 #: How much longer a convolution may take whose operands tensor cores must gather.
 _STRIDED = 2.0
 
-#: Implementations this much slower than the fastest are as good; of those the provider that is listed first is taken, so that noise
-#: does not decide: generated kernels, then libraries, or the order in which the user named them.
+#: Implementations this much slower than the fastest are as good; of those the provider that is listed first is taken, so that
+#: noise does not decide: generated kernels, then libraries, or the order in which the user named them.
 TIE = 0.03
 
 #: Seconds from one native segment to the next through Python, the pool's threads asleep in between.
