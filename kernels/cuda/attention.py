@@ -131,7 +131,7 @@ def first_configs(
         tiles = [
             {**base, "rows": rows, "threads": threads, "across": across, "columns": columns, "step": step, "stages": stages}
             for threads in (64, 128, 256) for across in (8, 16) for columns in (1, 2, 4, 8)
-            for step in (16, 32) for stages in (1, 2)
+            for step in ((16, 32) if a.keys > 8 else (8,)) for stages in (1, 2)
         ]  # fmt: skip
         tiles = [{**c, "keys": keys} for c in tiles for keys in KEEPING]
         fit = [c for c in tiles if all(limit(c) for limit in limits)]
