@@ -154,7 +154,7 @@ def build(
     tuned, tasks = tune_graphs(source.graphs, shop, records, options, observer)
     say("planning")
     graph = best_graph(source.graphs, tuned.results, shop)
-    plans = candidate_plans(graph, source.session, tuned.results, shop.target, shop.providers, shop.tools)
+    plans = candidate_plans(graph, source.session, tuned.results, shop.target, shop.providers, shop.tools, source.plain(graph))
     say("checking and timing whole plans")
     measured = measure_plans(
         plans, source.feeds, source.expected, options.limit, distance=source.distance
@@ -183,7 +183,7 @@ def rebuild(
     found = replay_log(tasks, contents, shop.target, shop.versions, strict)
     say("planning")
     graph = best_graph(source.graphs, found.results, shop)
-    plans = candidate_plans(graph, source.session, found.results, shop.target, shop.providers, shop.tools)
+    plans = candidate_plans(graph, source.session, found.results, shop.target, shop.providers, shop.tools, source.plain(graph))
     measured = recall(contents, graph, plans, shop, strict)
     notes = (*contents.warnings, *source.notes, *found.notes)
     return _finish(plans, measured, found.results, None, notes, output, source)

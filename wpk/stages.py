@@ -186,6 +186,10 @@ class Source:
         """What the user should know of the model."""
         return ("the model draws random numbers: its outputs were not checked",) if self.random else ()
 
+    def plain(self, graph: Graph) -> Graph:
+        """A form without attentions, which libraries lack: ``graph`` itself if it has none, or if there is no other."""
+        return next((g for g in (graph, *self.graphs) if all(n.op != "attention" for n in g.nodes)), graph)
+
     def distance(self, found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
         """The largest relative L2 error over the outputs; 0 for a model that draws random numbers."""
         return 0.0 if self.random else max(output_errors(self.graphs[0], found, expected), default=0.0)

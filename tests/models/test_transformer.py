@@ -16,9 +16,10 @@ from wpk.api import build
 from wpk.cuda import nvrtc
 from wpk.measure.emulated import EmulatedDevice
 from wpk.measure.measurer import cuda_measurer
+from wpk.planner.contract import candidate_plans, measure_plans
 from wpk.report.engines import relative_l2
 from wpk.settings import gpu_target
-from wpk.stages import Options
+from wpk.stages import Options, open_shop, read_source
 
 WORDS, LENGTH, HIDDEN, HEADS = 50, 12, 64, 2
 SMALL = Size(2, HIDDEN, HEADS, LENGTH, WORDS)
@@ -91,3 +92,17 @@ def test_an_encoder_has_no_region(providers: tuple[str, ...] | None, causal: boo
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for found, expected in zip(made.runner.run(None, feeds), session.run(None, feeds), strict=True):
         assert relative_l2(found, expected) < 1e-5
+
+
+def test_the_plan_of_onednn_is_of_operators_that_it_has() -> None:
+    options = Options(budget=0.0, threads=2)
+    shop = open_shop(options)
+    if "onednn" not in {p.name for p in shop.providers}:
+        pytest.skip("oneDNN is not installed")
+    source = read_source(encoder(SMALL), options, shop)
+    graph = next(g for g in source.graphs if any(n.op == "attention" for n in g.nodes))
+    plans = candidate_plans(graph, source.session, None, shop.target, shop.providers, shop.tools, source.plain(graph))
+    of_onednn = {c.op: c.provider for c in plans["onednn"].plan.choices}
+    assert "attention" not in of_onednn and of_onednn["matmul"] == "onednn"
+    measured = measure_plans({"onednn": plans["onednn"]}, source.feeds, source.expected, options.limit)
+    assert measured["onednn"].ok

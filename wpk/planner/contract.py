@@ -76,11 +76,13 @@ def candidate_plans(
     target: Target,
     providers: Sequence[Provider],
     tools: Tools,
+    plain: Graph | None = None,
 ) -> dict[str, Parts]:
     """Ours, and a plan of each library among ``providers``; plans equal to an earlier one are left out.
 
-    ``model`` is the model as ONNX Runtime is to run it. What oneDNN lacks runs in ONNX Runtime in its plan too. On a GPU no
-    library has all operators: there the plan of NVIDIA's libraries takes them wherever they can, generated code elsewhere.
+    ``model`` is the model as ONNX Runtime is to run it; ``plain`` the graph in operators that libraries have, if it
+    is another. What oneDNN lacks runs in ONNX Runtime in its plan too. On a GPU no library has all operators: there the plan of
+    NVIDIA's libraries takes them wherever they can, generated code elsewhere.
     """
     plans = {OURS: plan_model(graph, results, target, providers, tools)}
     by_name = {p.name: p for p in providers}
@@ -89,7 +91,7 @@ def candidate_plans(
     if "onnxruntime" in by_name:
         plans["onnxruntime"] = session_plan(graph, model, target, tools)
     if "onednn" in by_name:
-        plans["onednn"] = plan_model(graph, results, target, [by_name["onednn"]], tools)
+        plans["onednn"] = plan_model(plain or graph, results, target, [by_name["onednn"]], tools)
     return {
         n: p for i, (n, p) in enumerate(plans.items()) if _hash(p) not in map(_hash, list(plans.values())[:i])
     }
