@@ -8,7 +8,7 @@ are among the truly fastest 1%; the share of the ten within 5% of the optimum; t
 
     prior           the analytic estimate alone
     held out        a model trained without the task and its relatives (RELATIVES: the same operator and kernel size)
-    task held out   a model trained without the task only
+    task held out   a model trained without the task only, and on the lessons: relatives of those that are hardest to rank
     within a run    the first model after 50 random measurements of the task, judged on the rest
 
 and, where the recorder's log of repeated measurements is at hand (``--logs``), of the machine against itself: what a perfect
@@ -165,16 +165,17 @@ def _halves(times: Sequence[float]) -> tuple[float, float]:
 # The ways to rank
 
 
-def judge(subjects: Sequence[Subject], seed: int = 0) -> dict[str, dict[str, Ranked]]:
-    """Figures by task and way."""
+def judge(subjects: Sequence[Subject], lessons: Sequence[Subject] = (), seed: int = 0) -> dict[str, dict[str, Ranked]]:
+    """Figures by task and way; ``lessons`` are only learned from."""
+    everything = (*subjects, *lessons)
     found: dict[str, dict[str, Ranked]] = {}
     models: dict[str, CostModel] = {}
     for s in subjects:
         kin = relatives(s.name)
         if kin not in models:
-            models[kin] = trained([x for x in subjects if relatives(x.name) != kin], seed)
-        alone = models[kin] if sum(relatives(x.name) == kin for x in subjects) == 1 else None
-        alone = alone or trained([x for x in subjects if x.name != s.name], seed)
+            models[kin] = trained([x for x in everything if relatives(x.name) != kin], seed)
+        alone = models[kin] if sum(relatives(x.name) == kin for x in everything) == 1 else None
+        alone = alone or trained([x for x in everything if x.name != s.name], seed)
         found[s.name] = {
             "prior": ranked(s.features[:, 0], s.seconds),
             "held out": ranked(_scores(models[kin], s), s.seconds),
@@ -324,20 +325,20 @@ def main() -> None:
     p.add_argument("--ship", action="store_true")
     args = p.parse_args()
     begun = monotonic()
-    subjects = load(args.spaces, args.cache, args.logs)
+    subjects, lessons = load(args.spaces, args.cache, args.logs), load(args.spaces / "lessons", args.cache, args.logs)
     if args.ship:
         path = Path(str(files("wpk.configs"))) / "cost_model" / "cost_model.json"
         path.parent.mkdir(exist_ok=True)
-        trained(subjects, 0).save(path)
+        trained([*subjects, *lessons], 0).save(path)
         print(f"{path.name}: {path.stat().st_size} bytes")
         return
     args.out.mkdir(parents=True, exist_ok=True)
-    result = report(subjects, judge(subjects))
+    result = report(subjects, judge(subjects, lessons))
     (args.out / "cost_model.json").write_text(json.dumps(result, indent=1) + "\n")
     (args.out / "cost_model.md").write_text(markdown(result) + "\n")
     print(markdown(result), f"\n{monotonic() - begun:.0f} s")
     kin = {relatives(s.name): s for s in subjects}
-    models = {k: trained([x for x in subjects if relatives(x.name) != k], 0) for k in kin}
+    models = {k: trained([x for x in (*subjects, *lessons) if relatives(x.name) != k], 0) for k in kin}
     figure(subjects, lambda s: models[relatives(s.name)], args.out / "cost_model.png")
 
 

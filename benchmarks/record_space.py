@@ -2,7 +2,7 @@
 
     python -m benchmarks.record_space --prebuild                 lower and compile everything into the cache: not timed
     python -m benchmarks.record_space --measure --budget 25m     check and time; nothing else should run on the machine
-    python -m benchmarks.record_space --pack                     write what is complete to tests/data/spaces
+    python -m benchmarks.record_space --pack                     write what is complete to tests/data/spaces and …/lessons
     python -m benchmarks.record_space --list                     tasks, sizes, what is done
 
 Each phase resumes where it was ended. The first configs are timed first, so that the hopeless get a few calls only. Configs
@@ -27,7 +27,7 @@ from random import Random
 from statistics import median
 from time import monotonic
 
-from benchmarks.recorded_tasks import SUBJECTS, Subject, part
+from benchmarks.recorded_tasks import LESSONS, SUBJECTS, Subject, part
 from wpk import api
 from wpk.core.errors import InvalidConfig
 from wpk.core.result import Config, Measurement, config_key
@@ -130,7 +130,7 @@ def recordings(shop: Shop, folder: Path, only: Sequence[str] = (), turns: int = 
     """The subjects that this machine can run, each with its part of the space: written down when it is first chosen."""
     by_name = {p.name: p for p in shop.providers}
     known = shipped()
-    for subject in SUBJECTS:
+    for subject in (*SUBJECTS, *LESSONS):
         provider = by_name[f"generated:{subject.family}"]
         support = provider.supports(subject.workload, shop.target)
         if only and subject.name not in only:
@@ -227,10 +227,15 @@ def main() -> None:
     if args.pack or args.measure:
         for one in chosen:
             if one.complete:
-                save_space(one.packed(shop), args.out / f"{one.subject.name}{SUFFIX}")
+                save_space(one.packed(shop), record_path(one.subject, args.out))
     if args.list:
         for one in chosen:
             _show(one, args.out)
+
+
+def record_path(subject: Subject, out: Path) -> Path:
+    """Where a subject's record is kept; lessons have a folder of their own inside."""
+    return (out / "lessons" if subject in LESSONS else out) / f"{subject.name}{SUFFIX}"
 
 
 def _measure_all(shop: Shop, chosen: Sequence[Recording], budget: str) -> None:
@@ -250,7 +255,7 @@ def _measure_all(shop: Shop, chosen: Sequence[Recording], budget: str) -> None:
 
 
 def _show(one: Recording, out: Path) -> None:
-    path = out / f"{one.subject.name}{SUFFIX}"
+    path = record_path(one.subject, out)
     state = facts(load_space(path)) if path.exists() else f"{len(one.times) + len(one.failures)} measured"
     print(f"{one.subject.name}: {len(one.configs)} configs, {len(one.space.first)} first; {state}")
 

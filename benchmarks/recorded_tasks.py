@@ -150,6 +150,16 @@ SUBJECTS = (
     Subject("eltwise-256x56", "eltwise", eltwise(256, 56)),
 )
 
+#: Relatives of those that are hardest to rank: nothing is judged on them, the cost model learns from them.
+LESSONS = (
+    Subject("convert-128x56", "convert", convert(128, 56), 3000),
+    Subject("depthwise-136x28", "conv_depthwise", conv(136, 28, 136, 3, 1, 136), 700),
+    Subject("winograd-128x28", "winograd", conv(128, 28, 128, 3), 700),
+    Subject("gemm-64x1024x512", "gemm", gemm(64, 1024, 512), 700),
+    Subject("pool3x3-192x28", "pool", pool(192, 28), 700),
+    Subject("conv3x3s2-row-256x28", "conv_row", conv(256, 28, 256, 3, 2, layout="ROW"), 700),
+)
+
 
 def part(space: Space, family: str, known: Sequence[Config], limit: int) -> Space:
     """The part of ``space`` to record, as a space of listed configs; ``known`` are good configs, best first."""
