@@ -97,6 +97,8 @@ GOALS = (
          _fewer(("nothing", "auto"), ("nothing", "tpe")), least=True),
     Goal("TPE over genetic, both from a random config", "strategies", 1.0,
          _fewer(("nothing", "genetic"), ("nothing", "tpe")), least=True),
+    Goal("TPE over genetic with its screen, the same", "strategies", 1.0,
+         _fewer(("nothing", "genetic-screened"), ("nothing", "tpe")), least=True),
     Goal("TPE over rl, both from a random config", "strategies", 1.0, _fewer(("nothing", "rl"), ("nothing", "tpe")), least=True),
     Goal("auto with transfer, best after 10 over the optimum", "strategies", 1.15, _early("transfer", "auto")),
     Goal("resnet50, seconds to within 3% of 10 minutes, shipped logs", "convergence", 90, _compile(True, "to_within")),

@@ -5,9 +5,9 @@
 
 Strategies ask for 8 configs at a time, as the tuner does; TPE (see benchmarks/tpe.py) for one. They start from
 
-    defaults   the family's first configs, as in a first compile
     nothing    a random config, the same for all strategies of a seed, so that only the search counts
     transfer   what the shipped logs hold of the most similar other tasks, then the family's first configs
+    defaults   the family's first configs, as in a first compile without logs; only where it is asked for
 
 ``rl`` and ``auto`` have a policy trained on the other recorded tasks, in five folds; ``rl-cold`` has none. ``auto`` and
 ``genetic-screened`` look at kernels as the tuner does, with a cost model trained without the task and its relatives. A run's
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -48,7 +48,9 @@ from wpk.tuning.screening import effort
 BATCH = 8
 #: In the order of the tables; ``default`` measures nothing but the default.
 ALL = ("default", "random", "tpe", "genetic", "genetic-screened", "rl-cold", "rl", "auto")
-STARTS = ("defaults", "nothing", "transfer")
+STARTS = ("nothing", "transfer", "defaults")
+#: What is compared by default: everything where only the search counts, and what users get where a start is given.
+DEFAULT: Mapping[str, Sequence[str]] = {"nothing": ALL, "transfer": ("random", "genetic", "genetic-screened", "rl", "auto")}
 #: Where features of the recorded spaces' kernels are kept.
 FEATURES = Path("build/cost_model")
 #: Those that use a trained policy.
@@ -268,8 +270,8 @@ def _call(job: tuple[Callable[[Plan, str], None], Plan, str]) -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--strategies", type=lambda s: s.split(","), default=list(ALL))
-    p.add_argument("--start", type=lambda s: s.split(","), default=list(STARTS))
+    p.add_argument("--strategies", type=lambda s: s.split(","), help="by default those of DEFAULT")
+    p.add_argument("--start", type=lambda s: s.split(","), default=list(DEFAULT), help=", ".join(STARTS))
     p.add_argument("--tasks", type=lambda s: s.split(","), default=[], help="names; all by default")
     p.add_argument("--seeds", type=int, default=50)
     p.add_argument("--trials", type=int, default=100, help="measurements of a run")
@@ -286,12 +288,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     results, pages = {}, []
     for start in args.start:
-        begun = monotonic()
+        begun, names = monotonic(), args.strategies or DEFAULT.get(start, ALL)
         plan = Plan(args.spaces, args.cache, start, args.seeds, args.trials)
-        outcomes = compare(plan, args.strategies, args.tasks, args.jobs)
+        outcomes = compare(plan, names, args.tasks, args.jobs)
         results[start] = summary(outcomes)
         pages.append(markdown(results[start], start))
-        print(pages[-1], f"\n{len(outcomes) * len(args.strategies) * args.seeds} runs, {monotonic() - begun:.0f} s\n", flush=True)
+        print(pages[-1], f"\n{len(outcomes) * len(names) * args.seeds} runs, {monotonic() - begun:.0f} s\n", flush=True)
         figure(outcomes, start, args.out / f"strategies-{start}.png")
     (args.out / "strategies.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.out / "strategies.md").write_text("\n\n".join(pages) + "\n")

@@ -17,20 +17,17 @@ from weakref import finalize
 import numpy as np
 
 from wpk.core.errors import ArtifactError, DeviceError, DeviceMemoryError
-from wpk.core.launch import Launch, TensorMap
+from wpk.core.launch import Launch
 from wpk.core.target import Gpu, Target
 from wpk.runtime.cuda.device import Binary, Call, Enqueue, LibraryCall
 from wpk.runtime.cuda.order import lanes
+from wpk.runtime.cuda.tensormaps import encode
 
 #: Streams that branches of a recording are put on.
 _STREAMS = 4
 #: Bytes of pinned memory through which arrays of the host go.
 _STAGE = 16 << 20
 
-_DTYPES = {
-    "float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "float64": "FLOAT64", "int8": "UINT8", "uint8": "UINT8",
-    "int32": "INT32", "int64": "INT64",
-}  # fmt: skip
 _INSTALL = "pip install 'wpk[cuda]'"
 _FAULT = "this process can use the GPU no more"
 
@@ -133,10 +130,11 @@ class CudaDevice:
         with self._active():
             module = self._module(call.binary)
             functions = [self._function(module, call.binary, launch) for launch in call.launches]
-            maps = [self._tensor_map(m, call) for m in call.tensor_maps]
+            spans = (*call.arguments, call.workspace)
+            maps = encode(self._driver, [(m, spans[m.parameter].pointer + m.offset) for m in call.tensor_maps])
             configs = [self._config(launch) for launch in call.launches]
         pointers = [s.pointer for s in call.arguments] + [call.workspace.pointer]
-        parameters = _Parameters(pointers, maps)
+        parameters = _Parameters(pointers, *maps)
 
         def enqueue(stream: int) -> None:
             with self._active():
@@ -256,24 +254,6 @@ class CudaDevice:
             config.attrs, config.numAttrs = [attribute], 1
         return config
 
-    def _tensor_map(self, tensor: TensorMap, call: Call) -> bytes:
-        driver = self._driver
-        spans = (*call.arguments, call.workspace)
-        rank = len(tensor.shape)
-        steps = tensor.steps or (1,) * rank
-        swizzle = "NONE" if tensor.swizzle == 0 else f"{tensor.swizzle}B"
-        found = self._checked(driver.cuTensorMapEncodeTiled(
-            getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_DTYPES[tensor.dtype]}"), rank,
-            spans[tensor.parameter].pointer + tensor.offset, [driver.cuuint64_t(n) for n in tensor.shape],
-            [driver.cuuint64_t(n) for n in tensor.strides],
-            [driver.cuuint32_t(n * step) for n, step in zip(tensor.box, steps, strict=True)],
-            [driver.cuuint32_t(step) for step in steps], driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            getattr(driver.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{swizzle}"),
-            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        ))  # fmt: skip
-        return ctypes.string_at(found.getPtr(), _MAP_BYTES)
-
     def _captured(self, work: Sequence[Enqueue], after: Sequence[Sequence[int]], events: list[Any]) -> Any:
         """The graph of ``work``; its events are added to ``events``."""
         driver, streams = self._driver, [int(s.handle) for s in self._streams]
@@ -331,22 +311,17 @@ class CudaGraph:
             self._executable = None
 
 
-#: ``CU_STREAM_NON_BLOCKING``, ``CU_EVENT_DISABLE_TIMING``, and bytes and alignment of a ``CUtensorMap``
-_NON_BLOCKING, _NO_TIMING, _MAP_BYTES, _MAP_ALIGN = 1, 2, 128, 64
+#: ``CU_STREAM_NON_BLOCKING``, ``CU_EVENT_DISABLE_TIMING``
+_NON_BLOCKING, _NO_TIMING = 1, 2
 
 
 class _Parameters:
     """The parameters of a kernel as the driver wants them: an array of addresses of values that stay where they are."""
 
-    def __init__(self, pointers: Sequence[int], maps: Sequence[bytes]) -> None:
-        self._pointers = (ctypes.c_uint64 * len(pointers))(*pointers)
-        self._maps = ctypes.create_string_buffer(_MAP_BYTES * len(maps) + _MAP_ALIGN)
-        start = -(-ctypes.addressof(self._maps) // _MAP_ALIGN) * _MAP_ALIGN
-        for i, data in enumerate(maps):
-            ctypes.memmove(start + i * _MAP_BYTES, data, _MAP_BYTES)
+    def __init__(self, pointers: Sequence[int], memory: ctypes.Array[ctypes.c_char], maps: Sequence[int]) -> None:
+        self._pointers, self._memory = (ctypes.c_uint64 * len(pointers))(*pointers), memory
         values = [ctypes.addressof(self._pointers) + 8 * i for i in range(len(pointers))]
-        values += [start + i * _MAP_BYTES for i in range(len(maps))]
-        self._values = (ctypes.c_void_p * len(values))(*values)
+        self._values = (ctypes.c_void_p * (len(pointers) + len(maps)))(*values, *maps)
 
     @property
     def address(self) -> int:
