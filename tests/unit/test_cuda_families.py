@@ -60,3 +60,4 @@ def test_first_guesses_compile_and_do_not_spill(capability: str, compilers: Exec
     for key, one in zip(texts, found, strict=True):
         assert isinstance(one, nvrtc.Compiled), (key, one)
         assert all(r.spill_bytes == 0 for r in one.resources.values()), (key, one.resources)
+        assert nvrtc.losses(one.log) == [], key

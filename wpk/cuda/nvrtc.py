@@ -157,6 +157,14 @@ def parse_resources(log: str) -> dict[str, Resources]:
     return found
 
 
+def losses(log: str) -> list[str]:
+    """What ptxas says of products that wait for each other (wgmma) and of registers that stay where they are (setmaxnreg).
+
+    It calls these information, not warnings; each has a number, such as C7510.
+    """
+    return [line for line in log.splitlines() if re.search(r"\(C\d{4}\)|Potential Performance Loss", line)]
+
+
 def _without_times(log: str) -> str:
     return "\n".join(line for line in log.strip("\0").splitlines() if "Compile time" not in line)
 
