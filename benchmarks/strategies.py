@@ -50,7 +50,7 @@ BATCH = 8
 ALL = ("default", "random", "tpe", "genetic", "genetic-screened", "rl-cold", "rl", "auto")
 STARTS = ("nothing", "transfer", "defaults")
 #: What is compared by default: everything where only the search counts, and what users get where a start is given.
-DEFAULT: Mapping[str, Sequence[str]] = {"nothing": ALL, "transfer": ("random", "genetic", "genetic-screened", "rl", "auto")}
+DEFAULT: Mapping[str, Sequence[str]] = {"nothing": ALL, "transfer": ("random", "genetic", "genetic-screened", "auto")}
 #: Where features of the recorded spaces' kernels are kept.
 FEATURES = Path("build/cost_model")
 #: Those that use a trained policy.

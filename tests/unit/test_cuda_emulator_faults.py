@@ -263,6 +263,16 @@ def test_wgmma_needs_its_fences() -> None:
     assert caught(plain.but("wgmma_wait<0>();", ""), arguments).kind == "in-flight"
 
 
+@pytest.mark.parametrize(("start", "swizzle"), [(128, 128), (896, 128), (256, 64), (128, 32)])
+def test_wgmma_of_an_operand_in_the_middle_of_its_swizzle(start: int, swizzle: int) -> None:
+    sizes = f"16, {8 * swizzle}, {swizzle}"
+    text = wgmma("wgmma_m64k16_f16<8>", "f16", 64 * swizzle, 3072, sizes, sizes, 8)
+    arguments = [np.zeros(16 * swizzle, np.uint32), np.zeros(768, np.uint32), np.zeros((64, 8), np.float32)]
+    emulator.run(text.source, arguments)
+    place = f"matrix_desc(wpk_shared + {64 * swizzle}"
+    assert caught(text.but(place, f"{place} + {start}", 2), arguments).kind == "misaligned"
+
+
 def test_tma_to_memory_that_is_not_aligned() -> None:
     text = PIPELINE.but("tma_load_2d(stage + 8192", "tma_load_2d(stage + 8192 + 512")
     assert caught(text).kind == "misaligned"

@@ -27,7 +27,7 @@ WPK_DEVICE void mbar_wait(mbarrier *bar, int parity) {
 
 // ---- TMA: boxes of a tensor, described by a tensor map (cuTensorMapEncodeTiled), to and from shared memory ----
 
-struct __align__(64) tensor_map { uint64_t words[16]; };
+struct __align__(128) tensor_map { uint64_t words[16]; };
 
 #define WPK_TMA(RANK, ARGUMENTS, LIST, REGISTERS)                                                                       \
   WPK_DEVICE void tma_load_##RANK##d(void *shared, const void *map, mbarrier *bar, ARGUMENTS) {                         \

@@ -129,7 +129,7 @@ enum : unsigned { MUST_WRITE = 1, UNWRITTEN = 2 };
 
 // ---- tensor maps: the plain data behind the opaque 128 bytes; axes innermost first ----
 
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   char *base;
   int element, rank, swizzle;
   int64_t size[5], stride[5];

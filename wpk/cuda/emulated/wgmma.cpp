@@ -38,6 +38,9 @@ static uint32_t offset_of(const Descriptor &d, bool k_major, int outer, int piec
 static void check_pattern(const Descriptor &d, int rows, int line) {
   if (d.swizzle && rows > 8 && d.stride % (8 * d.swizzle))
     fail("misaligned", nullptr, line, "swizzled rows repeat every %d bytes; the descriptor's stride is %u", 8 * d.swizzle, d.stride);
+  uint32_t turn = d.start >> 7 & (d.swizzle / 16 - 1);  // "Base offset", which descriptors leave at 0
+  if (d.swizzle && turn)
+    fail("misaligned", nullptr, line, "an operand begins %u bytes behind where its swizzle repeats, not at its first row", turn << 7);
 }
 
 // Each warp reads its 16 rows of a and all of b, until it waits. A cell has room for two readers: any two of the four

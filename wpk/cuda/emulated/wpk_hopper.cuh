@@ -13,7 +13,7 @@ uint64_t wpk_matrix_desc(const void *shared, int leading, int stride, int swizzl
 }
 
 struct alignas(8) mbarrier { uint64_t state; };
-struct alignas(64) tensor_map { uint64_t words[16]; };
+struct alignas(128) tensor_map { uint64_t words[16]; };
 
 WPK_DEVICE void mbar_init(mbarrier *bar, int count, WPK_LINE) { wpk_mbar_init(bar, count, line); }
 WPK_DEVICE void mbar_arrive(mbarrier *bar, WPK_LINE) { wpk_mbar_arrive(bar, 0, line); }
