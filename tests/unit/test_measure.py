@@ -11,9 +11,10 @@ from measure_fakes import Fakes, add_relu, config, oracle
 from wpk.core.result import Measurement
 from wpk.core.target import host_target
 from wpk.measure.inputs import random_inputs
-from wpk.measure.measurer import MeasureOptions, Measurer, cpu_measurer
+from wpk.measure.measurer import MeasureOptions, Measurer, _Built, cpu_measurer
 from wpk.measure.timer import Timing
 from wpk.measure.toolchain import find_compiler
+from wpk.measure.worker import request_of
 
 OPTIONS = MeasureOptions(seconds=2.0, nbytes=256 << 20, timing=Timing(max_seconds=0.01))
 
@@ -60,6 +61,14 @@ def test_a_failure_is_a_measurement_of_its_kind(measurer: Measurer, way: str, ki
     found = one(measurer, way)
     assert (found.failure, found.samples, found.time) == (kind, (), float("inf"))
     assert detail in found.detail
+
+
+def test_a_library_may_load_and_compile_whatever_is_known_by_then(measurer: Measurer) -> None:
+    """Its first call in a worker takes seconds, which must not end the worker again and again."""
+    ours, library = (_Built(request=request_of(kind=kind)) for kind in ("cuda", "cudnn"))
+    with Measurer(measurer.target, measurer._backend, oracle, replace(OPTIONS, seconds=20.0)) as patient:
+        assert patient._limits(ours, 1e-5).seconds < 3.0
+        assert patient._limits(library, 1e-5).seconds == patient._limits(ours, None).seconds == 20.0
 
 
 def test_the_good_among_the_bad_are_timed_in_order(measurer: Measurer) -> None:

@@ -274,8 +274,10 @@ class Measurer:
         self._process = self._told = None
 
     def _limits(self, built: _Built, limit: float | None) -> Limits:
-        """Time for far more than the best so far, and for moving the data."""
-        seconds = self.options.seconds if limit is None else min(self.options.seconds, _GRACE + _TIMES * limit)
+        """Time for far more than the best so far, and for moving the data; a library's first call may load and compile much."""
+        seconds, kind = self.options.seconds, (built.request or {}).get("kind")
+        if limit is not None and kind in ("kernel", "cuda"):
+            seconds = min(seconds, _GRACE + _TIMES * limit)
         return Limits(seconds + built.nbytes / _TRANSFER, self.options.nbytes + 2 * built.nbytes)
 
     def _measurement(self, built: _Built, reply: Message, seconds: float) -> Measurement:
@@ -303,7 +305,7 @@ def cuda_measurer(
     """
     timing = replace(GPU_TIMING, min_sample=0.0) if emulate else GPU_TIMING
     jobs = os.cpu_count() or 1
-    options = MeasureOptions(seconds=60.0 if emulate else 10.0, nbytes=4 << 30, jobs=jobs, seed=seed, timing=timing)
+    options = MeasureOptions(seconds=60.0 if emulate else 20.0, nbytes=4 << 30, jobs=jobs, seed=seed, timing=timing)
     return Measurer(target, CudaBackend(target, cache, options.jobs, emulate), oracle, options)
 
 
