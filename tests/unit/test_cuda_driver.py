@@ -21,7 +21,10 @@ PYCUDA = """
 import sys, types
 import numpy as np
 class Context:
+    loud = False
     def push(self): pass
+    def detach(self):
+        if Context.loud: print("let go")
     @staticmethod
     def pop(): pass
 class Device:
@@ -51,7 +54,7 @@ def call(symbol, *maps):
     return Call(Binary(symbol, b"\\x7fELF cubin"), (launch,), maps, spans, Span(0x30000, 4096), 1)
 device = CudaDevice()
 plain = TensorMap(0, "bfloat16", (40, 80), (80,), (64, 32), 128)
-apart = TensorMap(2, "float32", (32, 9, 9, 2), (128, 1152, 10368), (32, 8, 4, 1), 128, 256, (1, 2, 2, 1))
+apart = TensorMap(2, "tf32", (32, 9, 9, 2), (128, 1152, 10368), (32, 8, 4, 1), 128, 256, (1, 2, 2, 1))
 """
 
 
@@ -79,7 +82,7 @@ def test_what_a_bound_call_gives_to_the_driver(libcuda: Path) -> None:
     assert found == [
         "module \x7fELF cub",
         "encode 9 at 0x10000: 40:64/1 (80) 80:32/1, 0 3 2 0",
-        "encode 7 at 0x30100: 32:32/1 (128) 9:16/2 (1152) 9:8/2 (10368) 2:1/1, 0 3 2 0",
+        "encode 11 at 0x30100: 32:32/1 (128) 9:16/2 (1152) 9:8/2 (10368) 2:1/1, 0 3 2 0",
         "launch 4,3,2 of 384,1,1 on 0x77, 204800: 0x10000 0x20000 0x30000 map 2 127 map 4 127",
     ]
 
@@ -104,3 +107,26 @@ def test_a_recording_puts_branches_on_streams(libcuda: Path) -> None:
         "capture on 0x1000", "launch 4", "0x2000 waits", "launch 4", "0x1000 waits", "launch 4", "0x1000 waits",
         "captured on 0x1000",
     ]  # fmt: skip
+
+
+def test_the_context_is_let_go_of_after_all_else(libcuda: Path) -> None:
+    """Left to PyCUDA's destructor it would be ended, though torch uses it too."""
+    code = "from weakref import finalize\nContext.loud = True\nclass Runner: pass\nrunner = Runner()\nfinalize(runner, print, 1)\n"
+    assert printed(libcuda, code)[-2:] == ["1", "let go"]
+
+
+def test_pycuda_finds_libcurand_among_the_packages(libcuda: Path) -> None:
+    """The linker looks for it elsewhere; a second import succeeds once the library is loaded."""
+    code = """
+import types, wpk.runtime.cuda.driver as tested
+loaded, pathfinder = [], types.ModuleType("cuda.pathfinder")
+pathfinder.load_nvidia_dynamic_lib = loaded.append
+def import_module(name):
+    if name == "pycuda.driver" and not loaded:
+        raise ImportError("libcurand.so.10: cannot open shared object file")
+    return pathfinder if name == "cuda.pathfinder" else driver
+tested.import_module = import_module
+assert tested._pycuda() is driver
+print(loaded)
+"""
+    assert printed(libcuda, code)[-1] == "['curand']"

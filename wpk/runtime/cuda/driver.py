@@ -52,6 +52,8 @@ class CudaDevice:
                 raise DeviceError(f"CUDA device {index}: expected one of the {count} there are")
             self._device = self._cuda.Device(index)
             self._context = self._device.retain_primary_context()
+        # PyCUDA's destructor would end the context, which others use too, instead of letting go of it
+        finalize(_ended, self._context.detach)
         self._allocations: dict[int, Any] = {}
         self._modules: dict[str, Any] = {}
         with self._active():
@@ -271,6 +273,8 @@ class CudaDevice:
         self, work: Sequence[Enqueue], after: Sequence[Sequence[int]], streams: list[int], events: list[Any]
     ) -> None:
         lane = lanes(after, len(streams))
+        awaited = {j for i, before in enumerate(after) for j in before if lane[j] != lane[i]}
+        awaited |= {i for i, mine in enumerate(lane) if mine and mine not in lane[i + 1 :]}  # the last of each lane but the first
         marks = {-1: self._mark(streams[0], events)}  # the beginning
         entered, last = {0}, {0: -1}
         for i, enqueue in enumerate(work):
@@ -281,7 +285,9 @@ class CudaDevice:
             for j in before:
                 self._checked(self._driver.cuStreamWaitEvent(streams[lane[i]], marks[j], 0))
             enqueue(streams[lane[i]])
-            marks[i], last[lane[i]] = self._mark(streams[lane[i]], events), i
+            last[lane[i]] = i
+            if i in awaited:
+                marks[i] = self._mark(streams[lane[i]], events)
         for other in entered - {0}:
             self._checked(self._driver.cuStreamWaitEvent(streams[0], marks[last[other]], 0))
 
@@ -340,11 +346,27 @@ def _library(kind: str) -> Any:
 def _libraries() -> tuple[Any, Any]:
     """PyCUDA's driver module and that of cuda-bindings. Raises DeviceError."""
     try:
-        return import_module("pycuda.driver"), import_module("cuda.bindings.driver")
+        return _pycuda(), import_module("cuda.bindings.driver")
     except ImportError as error:
-        missing = "PyCUDA" if "pycuda" in str(error) or "libcuda" in str(error) else "cuda-bindings"
+        missing = "PyCUDA" if any(x in str(error) for x in ("pycuda", "libcuda", "libcurand")) else "cuda-bindings"
         hint = "the NVIDIA driver is not installed" if "libcuda" in str(error) else _INSTALL
         raise DeviceError(f"no CUDA device: {missing} cannot be loaded ({error}): {hint}") from error
+
+
+def _pycuda() -> Any:
+    """Raises ImportError. The linker looks for libcurand, which PyCUDA wants, in no Python package; pathfinder does."""
+    try:
+        return import_module("pycuda.driver")
+    except ImportError as error:
+        if "libcurand" not in str(error):
+            raise
+        with suppress(Exception):  # what it cannot find is told by the second try
+            import_module("cuda.pathfinder").load_nvidia_dynamic_lib("curand")
+        return import_module("pycuda.driver")
+
+
+def _ended() -> None:
+    """Lives as long as the process: what :func:`weakref.finalize` does for it is done at exit, after what was asked for later."""
 
 
 @contextmanager
