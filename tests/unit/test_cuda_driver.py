@@ -111,7 +111,7 @@ def test_a_recording_puts_branches_on_streams(libcuda: Path) -> None:
 
 def test_the_context_is_let_go_of_after_all_else(libcuda: Path) -> None:
     """Left to PyCUDA's destructor it would be ended, though torch uses it too."""
-    code = "from weakref import finalize\nContext.loud = True\nclass Runner: pass\nrunner = Runner()\nfinalize(runner, print, 1)\n"
+    code = "from weakref import finalize\nContext.loud = True\nclass R: pass\nr = R()\nfinalize(r, print, 1)\n"
     assert printed(libcuda, code)[-2:] == ["1", "let go"]
 
 
