@@ -144,6 +144,7 @@ def test_memory_is_shared_with_torch(device: CudaDevice, target: Target) -> None
     made = torch.full((3, 4), 7.0, device="cuda")
     assert device_array(Port("x", "float32", (3, 4)), made, "feed") == made.data_ptr()
     half = torch.ones((3, 4), dtype=torch.bfloat16, device="cuda")
+    assert device_array(Port("h", "bfloat16", (3, 4)), half, "feed") == half.data_ptr()
     assert device_array(Port("h", "bfloat16", (3, 4)), OnlyDlpack(half), "feed") == half.data_ptr()
 
 

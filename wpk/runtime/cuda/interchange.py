@@ -18,6 +18,8 @@ TYPESTR = {
     "int64": "<i8", "bool": "|b1", "uint16": "<u2", "uint32": "<u4", "uint64": "<u8", "bfloat16": "<u2",
 }  # fmt: skip
 
+#: What torch and ml_dtypes say bfloat16 is.
+_BFLOAT16 = "<V2"
 _CUDA, _CPU_DEVICES = 2, (1, 3)
 #: Bytes that kernels read at once.
 _ALIGN = 16
@@ -67,7 +69,7 @@ def device_array(port: Port, value: Any, what: str) -> int:
 def _from_interface(port: Port, interface: dict[str, Any], what: str) -> int:
     shape, typestr = tuple(interface["shape"]), str(interface["typestr"])
     found = next((d for d, t in TYPESTR.items() if t == typestr and d != "bfloat16"), typestr)
-    same = typestr == TYPESTR.get(port.dtype)
+    same = typestr == TYPESTR.get(port.dtype) or (port.dtype == "bfloat16" and typestr == _BFLOAT16)
     _check(port, port.dtype if same else found, shape, interface.get("strides"), DTYPE_BYTES[port.dtype], what)
     return int(interface["data"][0])
 
