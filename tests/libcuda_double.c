@@ -18,7 +18,7 @@ static int refuse(const char *why) {
 // "cuTensorMapEncodeTiled" of the driver's manual
 static int encode(void *map, int dtype, uint32_t rank, void *address, const uint64_t *dims, const uint64_t *strides,
                   const uint32_t *box, const uint32_t *steps, int interleave, int swizzle, int promotion, int fill) {
-  static const int bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
+  static const int bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
   if ((uintptr_t)map % 128) return refuse("tensor map not aligned");
   if (rank < 1 || rank > 5 || (uintptr_t)address % 16) return refuse("rank or address");
   if (box[0] * bytes[dtype] % 16 || (swizzle && box[0] * bytes[dtype] > 16u << swizzle)) return refuse("inner box");

@@ -39,8 +39,8 @@ class TensorMaps:
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
     found: list[TensorMap] = field(default_factory=list)
 
-    def name(self, fetch: Fetch, swizzle: int) -> str:
-        """The parameter that describes a fetch."""
+    def name(self, fetch: Fetch, swizzle: int, tf32: bool) -> str:
+        """The parameter that describes a fetch; ``tf32``: what reads it takes no more of float32, so it may be rounded."""
         size, sizes = C_TYPES[fetch.dtype][2], fetch.sizes
         box, steps = [1] * len(sizes), [1] * len(sizes)
         for side in fetch.box:
@@ -48,7 +48,8 @@ class TensorMaps:
         strides = tuple(prod(sizes[d:]) * size for d in range(len(sizes) - 1, 0, -1))
         parameter, offset = self.places[fetch.source]
         apart = tuple(steps[::-1]) if max(steps) > 1 else ()
-        tensor = TensorMap(parameter, fetch.dtype, sizes[::-1], strides, tuple(box[::-1]), swizzle, offset, apart)
+        dtype = "tf32" if tf32 and fetch.dtype == "float32" else fetch.dtype
+        tensor = TensorMap(parameter, dtype, sizes[::-1], strides, tuple(box[::-1]), swizzle, offset, apart)
         if tensor not in self.found:
             self.found.append(tensor)
         return f"map{self.found.index(tensor)}"
@@ -153,7 +154,7 @@ class RingStatements(CudaStatements):
         pointer, subscript = self._place(b, const, terms)
         at = ", ".join(str(self.form_val(linear(e, self.ranges))) for e in stmt.origin[::-1])
         to = pointer if subscript == "0" else f"{pointer} + {subscript}"
-        name = self.maps.name(stmt, b.buffer.swizzle)
+        name = self.maps.name(stmt, b.buffer.swizzle, self.shows)
         self.line(f"tma_load_{len(stmt.origin)}d({to}, &{name}, full + {self.slot}, {at});")
 
 

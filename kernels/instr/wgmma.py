@@ -5,7 +5,8 @@ meaning is what one thread gets: with thread ``32 w + 4 g + q`` of the group, el
 as PTX lays the accumulators out. It runs ahead: accumulators are there once it is settled.
 
 Operands along k are rows of 128 bytes; the others are panels of 64 elements of m or n, in which k counts the rows. Those of
-float32 lie along k; they are read as tf32, of which the hardware drops the bits that it has not, so constants are rounded before.
+float32 lie along k; they are read as tf32: the hardware drops the bits that it has not, always toward zero, so constants are
+rounded before, and TMA rounds what it fetches.
 """
 
 from __future__ import annotations

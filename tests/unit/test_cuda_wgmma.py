@@ -173,6 +173,13 @@ def test_constants_are_rounded_to_tf32() -> None:
     assert abs(error.mean()) < 2**-14
 
 
+def test_what_is_fetched_is_rounded_to_tf32_where_no_more_is_read() -> None:
+    w = workload(64, 64, 64, False, True, "float32")
+    maps = emit(FAMILY.build(w, config(w, columns=64, stages=2, fetch=1), H200).kernel, "sm_90a").tensor_maps
+    assert [m.dtype for m in maps] == ["tf32", "tf32"]
+    assert [m.dtype for m in emit(boxes(8), "sm_90a").tensor_maps] == ["float32"]
+
+
 # --- THE PROTOCOL -------------------------------------------------------------------------------------------------------
 
 BROKEN: list[tuple[str, str, str]] = [

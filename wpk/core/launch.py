@@ -30,7 +30,8 @@ class TensorMap:
 
     ``parameter`` counts the kernel's parameters, the workspace last; ``offset`` in bytes from its start. ``shape`` and
     ``box`` in elements, ``strides`` in bytes of all axes but the innermost. ``swizzle`` is 0, 32, 64 or 128 bytes; elements
-    outside the tensor read as zero. ``steps``: the box takes each so-many-th element along an axis (up to 8; 1 of the
+    outside the tensor read as zero. ``dtype`` is an element's, or ``tf32``: float32, rounded to that as it is read, in whatever
+    way the device rounds. ``steps``: the box takes each so-many-th element along an axis (up to 8; 1 of the
     innermost); () takes all.
     """
 

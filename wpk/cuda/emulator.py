@@ -277,7 +277,7 @@ def _launch_word(launch: Launch) -> str:
 
 def _map_word(tensor: TensorMap) -> str:
     """What cuTensorMapEncodeTiled would encode, for the runtime. Raises EmulationError where it would refuse."""
-    size = DTYPE_BYTES[tensor.dtype]
+    size = DTYPE_BYTES["float32" if tensor.dtype == "tf32" else tensor.dtype]  # wgmma cuts what is not rounded here
     row = tensor.box[0] * size
     if any(s % 16 for s in tensor.strides) or tensor.offset % 16 or row % 16:
         raise EmulationError("launch", f"{tensor}: offset, strides and inner row of the box must be multiples of 16 bytes")

@@ -17,7 +17,7 @@ BYTES, ALIGN = 128, 128
 
 _DTYPES = {
     "float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "float64": "FLOAT64", "int8": "UINT8", "uint8": "UINT8",
-    "int32": "INT32", "int64": "INT64",
+    "int32": "INT32", "int64": "INT64", "tf32": "TFLOAT32",
 }  # fmt: skip
 #: the CUDA version, as the driver counts, that has tensor maps
 _SINCE = 12000
