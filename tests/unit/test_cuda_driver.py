@@ -130,3 +130,16 @@ assert tested._pycuda() is driver
 print(loaded)
 """
     assert printed(libcuda, code)[-1] == "['curand']"
+
+
+def test_what_goes_ahead_is_not_timed(libcuda: Path) -> None:
+    """The device is busy with it while the work is put on the stream, which the events would count otherwise."""
+    code = """
+class Event:
+    def record(self, stream): print("event")
+    def synchronize(self): print("waits")
+    def time_since(self, begin): return 1.0
+driver.Event = Event
+print(device.elapsed(lambda stream: print("work"), lambda stream: print("ahead")))
+"""
+    assert printed(libcuda, code) == ["ahead", "event", "work", "event", "waits", "0.001"]

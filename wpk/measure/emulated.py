@@ -99,8 +99,8 @@ class EmulatedDevice:
         """See :class:`Device`."""
         return EmulatedRecording(self, tuple(work), tuple(tuple(a) for a in after))
 
-    def elapsed(self, work: Enqueue) -> float:
-        """See :class:`Device`: seconds of emulation."""
+    def elapsed(self, work: Enqueue, ahead: Enqueue | None = None) -> float:
+        """See :class:`Device`: seconds of emulation; nothing needs to go ahead."""
         start = perf_counter()
         work(self.stream)
         return perf_counter() - start

@@ -138,7 +138,7 @@ class GpuCandidate:
                 calls = min(calls_of_sample(how, once), _MOST_CALLS)
                 graphs = cycle([self._recorded(stack, part) for part in _parts(work, calls)])
                 self._device.elapsed(next(graphs).launch)
-                return collect(lambda: self._device.elapsed(next(graphs).launch) / calls, how, start)
+                return collect(lambda: self._device.elapsed(next(graphs).launch, next(graphs).launch) / calls, how, start)
         except DeviceMemoryError as error:
             raise LaunchError(str(error)) from error
         except DeviceError as error:

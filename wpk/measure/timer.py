@@ -44,7 +44,7 @@ class Timing:
 
 
 #: The protocol for GPUs, whose clock is coarser and whose kernels are shorter: samples of many calls in one graph.
-GPU_TIMING = Timing(min_sample=150e-6, max_seconds=0.05)
+GPU_TIMING = Timing(min_sample=300e-6, max_seconds=0.05)
 
 
 def time_calls(call: Callable[[], object], how: Timing) -> list[float]:

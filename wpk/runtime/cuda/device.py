@@ -113,8 +113,11 @@ class Device(Protocol):
         """Record ``work``; item i starts when those of ``after[i]`` (all < i) are done, beside others."""
         ...
 
-    def elapsed(self, work: Enqueue) -> float:
-        """Seconds that ``work`` takes on the stream, by the device's own clock. Waits for it."""
+    def elapsed(self, work: Enqueue, ahead: Enqueue | None = None) -> float:
+        """Seconds that ``work`` takes on the stream, by the device's own clock. Waits for it.
+
+        ``ahead`` runs first, untimed: an idle device would wait for ``work`` to be put on the stream, and count that too.
+        """
         ...
 
     def synchronize(self) -> None:

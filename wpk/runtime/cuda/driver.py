@@ -182,10 +182,12 @@ class CudaDevice:
                 driver.cuGraphDestroy(graph)
         return CudaGraph(self, executable)
 
-    def elapsed(self, work: Enqueue) -> float:
+    def elapsed(self, work: Enqueue, ahead: Enqueue | None = None) -> float:
         """See :class:`Device`: by events around ``work``."""
         with self._active():
             begin, end = self._cuda.Event(), self._cuda.Event()
+            if ahead is not None:
+                ahead(self.stream)
             begin.record(self._streams[0])
             work(self.stream)
             end.record(self._streams[0])
