@@ -6,13 +6,15 @@ Two compiles: one starts from the logs that ship with wpk, one without any. Of e
 moments, and all of them are run in turns: what the search believed at those moments is told too, but a machine drifts by some
 percent in ten minutes, and least times fall with their number, so only times taken in turns compare. Conversions between
 layouts depend on what the search found and are measured after it; they count at every moment. Logs are kept under
-build/convergence; ``--again`` makes and times the plans of those that are there.
+build/convergence, as is a cache for each compile, empty at its start; ``--again`` times the plans of logs that are there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -151,8 +153,10 @@ def first_within(found: Sequence[Moment], limit: float) -> float:
 def compiled(model: Path, options: Options, shipped: bool, again: bool, rounds: int) -> Convergence:
     """Tune, unless that is done, then make and time plans."""
     log = FOLDER / f"{model.stem}-{'shipped' if shipped else 'nothing'}.jsonl"
-    summary = log.with_suffix(".json")
+    summary, cache = log.with_suffix(".json"), log.with_suffix(".cache")
+    os.environ["WPK_CACHE"] = str(cache.absolute())
     if not again:
+        shutil.rmtree(cache, ignore_errors=True)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         summary.write_text(json.dumps(tuned(model, options, shipped, log)))
