@@ -340,3 +340,24 @@ k(const float *__restrict__ a, float *__restrict__ b, float *__restrict__ c, cha
         TensorMap(2, "float32", (40, 10), (160,), (32, 8)),
     ),
 )  # fmt: skip
+
+#: the shared memory that a box of 5×6 pixels of 32 channels makes: each second pixel of an image of 7×9, from (-1, -1)
+TMA_STEPS = Text(
+    """
+extern "C" __global__ void __launch_bounds__(64)
+k(const float *__restrict__ a, float *__restrict__ b, char *workspace, const __grid_constant__ tensor_map from) {
+  extern __shared__ __align__(1024) unsigned char wpk_shared[];
+  mbarrier *bar = (mbarrier *)(wpk_shared + 4096);
+  if (threadIdx.x == 0) {
+    mbar_init(bar, 1);
+    mbar_arrive_expect(bar, 3840);
+    tma_load_3d(wpk_shared, &from, bar, 0, -1, -1);
+  }
+  __syncthreads();
+  mbar_wait(bar, 0);
+  for (int i = threadIdx.x; i < 960; i += 64) b[i] = ((float *)wpk_shared)[i];
+}
+""",
+    (1, 1, 1), (64, 1, 1), shared_bytes=4096 + 8, archs=TMA,
+    maps=(TensorMap(0, "float32", (32, 9, 7), (128, 1152), (32, 6, 5), 128, 0, (1, 2, 2)),),
+)  # fmt: skip
