@@ -10,6 +10,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
   && { command -v $$p; break; }; done)
 # with no C compiler on PATH, the ziglang wheel brings one
 ZIG    := $(shell command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 || command -v clang >/dev/null 2>&1 || echo ,zig)
+# a machine with a GPU may reach no registry: its own Python is used where there is no .venv
+GPU_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON))
 EXTRAS := dev,onednn,openblas,cuda-compile$(ZIG)
 
 .DEFAULT_GOAL := help
@@ -41,7 +43,8 @@ bench-search: $(BENCH) ## all figures about the search, and a table of what was 
 	$(BIN)/python -m benchmarks.search_goals
 
 gpu-check: ## on a machine with an NVIDIA GPU: tests, tuning, peers; figures go to OUT (see benchmarks/gpu_check.py)
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check --out $(or $(OUT),build/gpu) \
+	@$(GPU_PYTHON) -c 'import wpk.search' 2>/dev/null || $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
+	$(GPU_PYTHON) -m benchmarks.gpu_check --out $(or $(OUT),build/gpu) \
 	  $(if $(RESUME),--resume $(RESUME)) $(if $(TIME),--time $(TIME)) $(if $(ONLY),--only $(ONLY))
 
 clean: ## remove what the targets made

@@ -1,31 +1,37 @@
-"""Everything that needs a GPU, in one command: the tests marked ``gpu``, tuning, measuring, peers; figures and a table.
+"""Everything that needs a GPU, in one command: the tests marked ``gpu``, tuning, measuring, peers; figures and tables.
 
-    python -m benchmarks.gpu_check --out DIR [--resume DIR] [--time 25m] [--only tests,resnet50/fp32 …]
+    python -m benchmarks.gpu_check --out DIR [--resume DIR] [--time 25m] [--only tests/device,resnet50/fp32 …]
 
-Items are done in the order of :func:`plan`, each with its share of the time; each is written to ``DIR/items.jsonl`` as soon as it
-is known, and the tuning log is ``DIR/tuning.jsonl``. A later run that is given the folder of an earlier one (``--resume``)
-repeats nothing that was finished and measures no candidate again. Nothing is downloaded.
+Items are done in the order of :func:`plan`, each with its share of the time, each in a process of its own: what crashes, hangs
+or spoils the GPU for its process ends that item alone. Each is written to ``DIR/items.jsonl`` as soon as it is known, and the
+tuning log is ``DIR/tuning.jsonl``, compressed after every item. A later run that is given the folder of an earlier one
+(``--resume``) repeats nothing that was finished and measures no candidate again. Nothing is downloaded.
 
-An item of a model gives: seconds of our plan, of the plan of NVIDIA's libraries, of PyTorch (eager in a CUDA graph, and
-``torch.compile`` where it compiles in time), errors against ONNX Runtime in float32; for each convolution the best generated
-kernel beside cuDNN's best engine.
+An item of a model gives: seconds of our plan and of the plan of NVIDIA's libraries, errors against ONNX Runtime in float32; for
+each convolution the best generated kernel beside cuDNN's best engine. Its peer is an item too: PyTorch, eager in a CUDA graph,
+and later ``torch.compile``, which takes minutes. Tables: :mod:`benchmarks.gpu_report`.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from math import exp, log
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from benchmarks import encoder, zoo
+from benchmarks.gpu_report import BERT, settled, summary, write_report
 from wpk import api
 from wpk.core.errors import WpkError
 from wpk.graph.onnx_io import load_model
@@ -33,51 +39,67 @@ from wpk.passes import default_pipeline, run_pipeline
 from wpk.planner.layouts import variants
 from wpk.runtime.cuda.driver import open_device
 from wpk.settings import known_gpu, parse_budget
-from wpk.stages import Options
+from wpk.stages import Options, find_target, open_shop, read_source
 from wpk.tuning.log import read_log
 from wpk.tuning.results import ResultTable
 
 #: Models whose every convolution is compared with cuDNN's best engine.
 SINGLE = ("resnet50", "vgg19", "inception_v2")
-BERT = "bert-base-s128"
-#: What the project promises, seconds at batch 1.
-GOALS = {
-    ("resnet50", "fp32", 1): 0.8e-3, ("resnet50", "tf32", 1): 0.5e-3, ("resnet50", "fp16", 1): 0.35e-3,
-    (BERT, "fp16", 1): 0.65e-3,
-}  # fmt: skip
-_COMPILE_LIMIT = 150.0
+#: Files of tests: the first two before all else, the others when the figures that matter most are known.
+TESTS = ("device", "instructions", "cublaslt", "cudnn", "models", "families")
+EAGER, COMPILED = "torch", "compile"
+#: Seconds for ``torch.compile``, for a file of tests, and for what an item does besides tuning.
+_COMPILE, _TESTS, _AROUND = 150.0, 240.0, 75.0
+#: Seconds below which no item is begun, by what it is.
+_LEAST = {"tests": 20.0, EAGER: 30.0, COMPILED: 90.0, "": 60.0}
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something to check. ``share``: of the whole time, for tuning."""
+    """Something to check. ``share``: of the whole time, for tuning. ``peer``: EAGER or COMPILED, "" for our own figures."""
 
     name: str
     precision: str = ""
     batch: int = 1
     share: float = 0.0
+    peer: str = ""
 
     @property
     def key(self) -> str:
         """For people and ``--only``."""
-        parts = [self.name, *([self.precision] if self.precision else []), *([f"b{self.batch}"] if self.batch > 1 else [])]
-        return "/".join(parts)
+        batch = f"b{self.batch}" if self.batch > 1 else ""
+        return "/".join(x for x in (self.name, self.precision, batch, self.peer) if x)
+
+    @property
+    def least(self) -> float:
+        """Seconds that must be left to begin it."""
+        return _LEAST["tests" if self.name.startswith("tests") else self.peer]
 
 
 def plan() -> tuple[Item, ...]:
     """The items in the order of what matters. The shares leave a third of the time for tests and peers."""
-    first = [Item("tests"), *(Item("resnet50", p, 1, s) for p, s in (("fp32", 0.10), ("fp16", 0.06), ("tf32", 0.05)))]
-    single = [Item(m, p, 1, 0.03) for p in ("fp32", "fp16", "tf32") for m in SINGLE if m != "resnet50"]
-    large = [Item("gemm4096", "bf16", 1, 0.02), Item(BERT, "fp16", 1, 0.04)]
-    batches = [Item(m, "fp16", 32, 0.03) for m in ("resnet50", "vgg19")]
+    tests = [Item(f"tests/{name}") for name in TESTS]
     others = [m for m in zoo.NAMES if m not in SINGLE]
-    rest = [Item(m, p, 1, 0.01) for p in ("fp32", "fp16", "tf32") for m in others]
-    return (*first, *single, *large, *batches, *rest)
+    resnet = {p: _with_peer(Item("resnet50", p, 1, s)) for p, s in (("fp32", 0.10), ("fp16", 0.06), ("tf32", 0.05))}
+    single = {p: [x for m in SINGLE[1:] for x in _with_peer(Item(m, p, 1, 0.03))] for p in resnet}
+    large, bert = Item("gemm4096", "bf16", 1, 0.02), _with_peer(Item(BERT, "fp16", 1, 0.04))
+    batches = [x for m in ("resnet50", "vgg19") for x in _with_peer(Item(m, "fp16", 32, 0.03))]
+    rest = [x for p in resnet for m in others for x in _with_peer(Item(m, p, 1, 0.01))]
+    last = [x for m in zoo.NAMES for x in _with_peer(Item(m, "bf16", 1, 0.005))]
+    compiled = [Item(m, p, 1, 0.0, COMPILED) for m, p in (("resnet50", "fp32"), ("resnet50", "fp16"), (BERT, "fp16"))]
+    return (
+        *tests[:2], *resnet["fp32"], *resnet["fp16"], large, *resnet["tf32"], *single["fp32"], *bert, *single["fp16"],
+        *single["tf32"], *batches, *tests[2:], *rest, *compiled, *last,
+    )  # fmt: skip
+
+
+def _with_peer(item: Item) -> list[Item]:
+    return [item, Item(item.name, item.precision, item.batch, 0.0, EAGER)]
 
 
 @dataclass(frozen=True)
 class Desk:
-    """Where things are. ``deadline``: of :func:`time.monotonic`."""
+    """Where things are. ``total``: seconds of all runs together; ``deadline``: of :func:`time.monotonic`."""
 
     out: Path
     models: Path
@@ -103,22 +125,21 @@ class Desk:
 # Items
 
 
-def run_tests(desk: Desk) -> dict[str, Any]:
-    """pytest on everything marked ``gpu``."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
-    limit = max(min(300.0, desk.left), 1.0)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired as late:
-        return {"failed": f"not done after {limit:.0f} s", "output": str(late.stdout)[-2000:]}
-    (desk.out / "gpu-tests.txt").write_text(done.stdout + done.stderr)
-    return {"exit": done.returncode, "summary": done.stdout.strip().splitlines()[-1:]}
+def run_tests(item: Item, desk: Desk) -> dict[str, Any]:
+    """pytest on a file of tests; those that there was no time for are said to be missing."""
+    command = [sys.executable, "-m", "pytest", f"tests/gpu/test_{item.name.split('/')[1]}.py", "-m", "gpu", "-v", "-rfE"]
+    status, said = heard([*command, "--tb=short", "-p", "no:cacheprovider"], max(min(_TESTS, desk.left - 5), 1.0))
+    with (desk.out / "gpu-tests.txt").open("a") as file:
+        file.write(said)
+    words = {"passed": "PASSED", "failed_tests": "FAILED", "errors": "ERROR", "skipped": "SKIPPED"}
+    counts = {k: sum(f" {word}" in x for x in said.splitlines() if x.startswith("tests/")) for k, word in words.items()}
+    return {"exit": status, "late": status is None, **counts, "summary": said.strip().splitlines()[-1:]}
 
 
 def run_model(item: Item, desk: Desk) -> dict[str, Any]:
-    """Tune within the item's share, then the whole plans, the peers, the single convolutions."""
+    """Tune within the item's share, then the whole plans and the single convolutions."""
     path = model_file(item, desk.models)
-    budget = min(item.share * desk.total, max(desk.left - 20, 5))
+    budget = max(min(item.share * desk.total, desk.left - _AROUND), 5.0)
     begun = monotonic()
     made = api.build(path, Options(budget=budget, target="cuda", precision=item.precision, trials=400), None, desk.log)
     took = monotonic() - begun
@@ -126,7 +147,7 @@ def run_model(item: Item, desk: Desk) -> dict[str, Any]:
     figures = {
         "tuning_s": took, "plans": times, "winner": made.verdict.winner, "error": made.error, "plan": made.parts.plan.hash,
         "steps": len(made.parts.plan.steps), "precision": (made.parts.plan.meta or {}).get("precision"),
-        "slowest": slowest(made.parts.plan.choices), "torch": peer(path, item, desk),
+        "slowest": slowest(made.parts.plan.choices), "notes": list(made.notes), "device": open_device().name,
     }  # fmt: skip
     made.runner.close()
     return {**figures, "convolutions": singles(path, item, desk)} if item.name in SINGLE and item.batch == 1 else figures
@@ -166,25 +187,20 @@ def model_file(item: Item, folder: Path) -> Path:
     return encoder.build(folder) if item.name == BERT else zoo.build(item.name, folder, batch=item.batch)
 
 
-def peer(path: Path, item: Item, desk: Desk) -> dict[str, Any]:
-    """PyTorch, in a process of its own."""
-    limit = _COMPILE_LIMIT if item.key in ("resnet50/fp32", "resnet50/fp16", f"{BERT}/fp16") else 0.0
-    command = [sys.executable, "-m", "benchmarks.torch_peer", str(path), "--precision", item.precision]
-    command += ["--compile-limit", str(min(limit, max(desk.left - 60, 0.0)))]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit + 120)
-        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-    except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
-        return {"failed": f"{type(error).__name__}: {error}"}
+def run_peer(item: Item, desk: Desk) -> dict[str, Any]:
+    """PyTorch: what it said last counts, even when it did not come to its end."""
+    limit = min(_COMPILE, max(desk.left - 60, 1.0)) if item.peer == COMPILED else 0.0
+    command = [sys.executable, "-m", "benchmarks.torch_peer", str(model_file(item, desk.models))]
+    command += ["--precision", item.precision, "--compile-limit", str(limit)]
+    status, said = heard(command, max(min(limit + 120, desk.left - 3), 1.0))
+    found = last_json(status, said)
+    return {**found, "late": True} if status is None else found
 
 
 def singles(path: Path, item: Item, desk: Desk) -> list[dict[str, Any]]:
     """Each convolution of the graph that was tuned: the best generated kernel and cuDNN's best engine, in any layout."""
-    from wpk.stages import find_target, open_shop, read_source  # after the first item, all is loaded anyway
-
     options = Options(target="cuda", precision=item.precision)
-    shop = open_shop(options)
-    (graph, *_) = read_source(path, options, shop).graphs if item.precision != "fp32" else [
+    (graph, *_) = read_source(path, options, open_shop(options)).graphs if item.precision != "fp32" else [
         run_pipeline(load_model(path), default_pipeline())
     ]
     found: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -228,133 +244,94 @@ def slowest(choices: Sequence[Any], most: int = 8) -> list[dict[str, Any]]:
 # The run
 
 
-def run(desk: Desk, only: Sequence[str]) -> None:
-    """All items that are not done, until the time is over."""
-    done = finished(desk.items)
+def run(desk: Desk, only: Sequence[str], do: Callable[[Item, Desk], dict[str, Any]]) -> None:
+    """All items that are not done and that there is time for."""
+    left_out = []
     for item in plan():
-        if item.key in done or (only and item.key not in only):
+        if item.key in settled(desk.items) or (only and item.key not in only):
             continue
-        if desk.left < 15:
-            print(f"out of time before {item.key}", flush=True)
-            break
+        if desk.left < item.least:
+            left_out.append(item.key)
+            continue
         begun = monotonic()
-        figures = attempt(runner_of(item), item, desk)
+        figures = do(item, desk)
         line = {"item": item.key, **asdict(item), "took_s": monotonic() - begun, "figures": figures}
         with desk.items.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(f"{item.key}: {monotonic() - begun:.0f} s: {summary(figures)}", flush=True)
-        write_report(desk)
+        write_report(desk.out, desk.items)
+        compress(desk.log)
+    print(f"no time for {', '.join(left_out) or 'nothing: all is done'}", flush=True)
 
 
-def runner_of(item: Item) -> Callable[[Item, Desk], dict[str, Any]]:
-    """What does an item."""
-    if item.name == "tests":
-        return lambda _, desk: run_tests(desk)
-    return run_gemm if item.name == "gemm4096" else run_model
+def apart(item: Item, desk: Desk) -> dict[str, Any]:
+    """An item's figures; those of models come from a process of their own, which has until the deadline."""
+    if item.name.startswith("tests"):
+        return run_tests(item, desk)
+    if item.peer:
+        return run_peer(item, desk)
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(desk.out), "--models", str(desk.models)]
+    command += ["--total", str(desk.total), "--time", f"{desk.left - 5:.0f}s", "--item", item.key]
+    return last_json(*heard(command, max(min(item.share * desk.total + 4 * _AROUND, desk.left - 3), 1.0)))
 
 
-def attempt(do: Callable[[Item, Desk], dict[str, Any]], item: Item, desk: Desk) -> dict[str, Any]:
-    """What failed is a figure too: the other items go on."""
+def attempt(item: Item, desk: Desk) -> dict[str, Any]:
+    """The figures of a model or a product, in this process. What failed is a figure too."""
     try:
-        return do(item, desk)
-    except WpkError as error:
-        return {"failed": f"{type(error).__name__}: {error}"}
-    except Exception as error:  # whatever a library throws must not end the run
+        return run_gemm(item, desk) if item.name == "gemm4096" else run_model(item, desk)
+    except Exception as error:  # whatever a library throws is told to the one who asked
         return {"failed": f"{type(error).__name__}: {error}"}
 
 
-def finished(path: Path) -> dict[str, dict[str, Any]]:
-    """The newest figures of each item that did not fail."""
-    if not path.exists():
-        return {}
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return {line["item"]: line for line in lines if "failed" not in line["figures"]}
+def heard(command: Sequence[str], limit: float) -> tuple[int | None, str]:
+    """A command's exit status, None when it took longer than ``limit`` seconds, and what it said until then.
+
+    All processes that it started end with it.
+    """
+    with tempfile.TemporaryFile() as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            status: int | None = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        file.seek(0)
+        return status, file.read().decode(errors="replace")
 
 
-def summary(figures: Mapping[str, Any]) -> str:
-    """One line."""
-    if "plans" in figures:
-        ours = figures["plans"].get("tuned")
-        rival = figures["torch"].get("eager_s")
-        return f"tuned {_ms(ours)}, torch {_ms(rival)}, error {figures['error']:.1e}"
-    return str({k: v for k, v in figures.items() if k != "output"})[:200]
+def last_json(status: int | None, said: str) -> dict[str, Any]:
+    """The last line that is an object, or what went wrong."""
+    lines = said.strip().splitlines()
+    for line in reversed(lines):
+        if line.startswith("{") and line.endswith("}"):
+            return dict(json.loads(line))
+    how = "not done in time" if status is None else f"ended with {status}"
+    return {"failed": " | ".join([how, *lines[-3:]])}
 
 
-# The report
+def compress(log: Path) -> None:
+    """The log beside itself, compressed: the whole may be too long to be carried."""
+    if log.exists():
+        scratch = log.with_suffix(".tmp")
+        with log.open("rb") as plain, gzip.open(scratch, "wb", 6) as small:
+            shutil.copyfileobj(plain, small)
+        scratch.replace(log.with_suffix(".jsonl.gz"))
 
 
-def write_report(desk: Desk) -> None:
-    """``results.json`` and ``results.md`` from the items."""
-    items = finished(desk.items)
-    device = open_device().name
-    (desk.out / "results.json").write_text(json.dumps({"device": device, "items": list(items.values())}, indent=1) + "\n")
-    (desk.out / "results.md").write_text(table(items, device))
-
-
-def table(items: Mapping[str, Mapping[str, Any]], device: str) -> str:
-    """Markdown: whole models, then single convolutions. ``libraries`` is our plan with cuDNN and cuBLASLt wherever they can."""
-    lines = [
-        f"Measured on one {device}. Milliseconds a run; errors are relative L2 against ONNX Runtime in float32.", "",
-        "| model | precision | batch | wpk | libraries | torch eager | torch.compile | over the best peer | goal | error |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    ratios = []
-    for line in items.values():
-        if "plans" not in line["figures"]:
+def take_over(earlier: Path, desk: Desk) -> None:
+    """Go on from the folder of an earlier run."""
+    for path in (desk.items, desk.log):
+        plain, small = earlier / path.name, earlier / f"{path.name}.gz"
+        if path.exists():
             continue
-        row, ratio = _row(line)
-        lines.append(row)
-        ratios += [ratio] if ratio else []
-    if ratios:
-        lines += ["", f"Geometric mean over the best peer: {_geomean(ratios):.2f}."]
-    return "\n".join([*lines, "", *_single_table(items), "", *_products(items)])
-
-
-def _row(line: Mapping[str, Any]) -> tuple[str, float | None]:
-    figures = line["figures"]
-    plans, rival = figures["plans"], figures["torch"]
-    ours = plans[figures["winner"]]
-    peers = [s for s in (plans.get("libraries"), rival.get("eager_s"), rival.get("compiled_s")) if isinstance(s, float)]
-    ratio = min(peers) / ours if peers else None
-    goal = GOALS.get((line["name"], line["precision"], line["batch"]))
-    cells = [
-        line["name"], line["precision"], str(line["batch"]), _ms(ours), _ms(plans.get("libraries")), _ms(rival.get("eager_s")),
-        _ms(rival.get("compiled_s")), "–" if ratio is None else f"{ratio:.2f}",
-        "" if goal is None else f"{_ms(goal)}: {'yes' if ours <= goal else 'no'}", f"{figures['error']:.1e}",
-    ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |", ratio
-
-
-def _single_table(items: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    yield "| single convolutions, batch 1 | pairs | generated over cuDNN's best engine, geometric mean | least | most |"
-    yield "|---|---|---|---|---|"
-    for precision in ("fp32", "tf32", "fp16"):
-        pairs = [
-            c["cudnn"] / c["generated"]
-            for line in items.values() if line["precision"] == precision
-            for c in line["figures"].get("convolutions", ()) if c["cudnn"] and c["generated"]
-        ]  # fmt: skip
-        if pairs:
-            yield f"| {precision} | {len(pairs)} | {_geomean(pairs):.2f} | {min(pairs):.2f} | {max(pairs):.2f} |"
-
-
-def _products(items: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each large product."""
-    for line in items.values():
-        if line["name"] == "gemm4096":
-            figures = line["figures"]
-            rates = ", ".join(f"{name} {rate:.0f}" for name, rate in sorted(figures["tflops"].items(), key=lambda x: -x[1]))
-            share = figures["share_of_cublaslt"]
-            said = "cuBLASLt was not measured" if share is None else f"generated code reaches {share:.0%} of cuBLASLt"
-            yield f"Product of 4096³, {line['precision']}: {said}. TFLOP/s: {rates}.\n"
-
-
-def _geomean(ratios: Sequence[float]) -> float:
-    return exp(sum(map(log, ratios)) / len(ratios))
-
-
-def _ms(seconds: object) -> str:
-    return f"{seconds * 1e3:.3f}" if isinstance(seconds, float) else "–"
+        if plain.exists():
+            shutil.copyfile(plain, path)
+        elif small.exists():
+            with gzip.open(small, "rb") as file:
+                path.write_bytes(file.read())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -366,18 +343,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--total", type=parse_budget, default=1500.0, help="of all runs together: shares are of this")
     parser.add_argument("--only", default="", help="keys of items, comma-separated")
     parser.add_argument("--models", type=Path, default=Path("build/zoo"))
+    parser.add_argument("--item", help="one item, in this process: its figures are printed")
     parser.add_argument("--list", action="store_true", help="print the items' keys and end")
     args = parser.parse_args(arguments)
     if args.list:
         print("\n".join(item.key for item in plan()))
         return
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in ("items.jsonl", "tuning.jsonl") if args.resume is not None else ():
-        if (args.resume / name).exists() and not (args.out / name).exists():
-            shutil.copyfile(args.resume / name, args.out / name)
-    open_device()  # without a GPU there is nothing to do: say so at once
     desk = Desk(args.out, args.models, args.total, monotonic() + args.time)
-    run(desk, [k for k in args.only.split(",") if k])
+    if args.item:
+        print(json.dumps(attempt(next(i for i in plan() if i.key == args.item), desk)))
+        return
+    if args.resume is not None:
+        take_over(args.resume, desk)
+    open_device()  # without a GPU there is nothing to do: say so at once
+    run(desk, [k for k in args.only.split(",") if k], apart)
 
 
 if __name__ == "__main__":
