@@ -31,7 +31,8 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
         "__init__": ("name", "io_data_type", "intermediate_data_type", "compute_data_type", "handle"),
         "tensor": ("dim", "stride", "data_type", "name", "uid"),
         "validate": (), "build_operation_graph": (), "create_execution_plans": ("heuristics",),
-        "deselect_numeric_notes": ("notes",), "deselect_workspace_greater_than": ("workspace_limit",),
+        "deselect_numeric_notes": ("notes",), "select_numeric_notes": ("notes",),
+        "deselect_workspace_greater_than": ("workspace_limit",),
         "get_execution_plan_count": (), "get_plan_name_at_index": ("index",), "build_plan_at_index": ("index",),
         "get_workspace_size_plan_at_index": ("index",),
         "execute_plan_at_index": ("tensor_dict", "workspace", "index", "handle"),
@@ -44,7 +45,7 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
 #: enumeration → the members that wpk names
 MEMBERS = {
     "data_type": ("FLOAT", "HALF", "BFLOAT16"), "heur_mode": ("A", "B", "FALLBACK"),
-    "numerical_note": ("TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "NONDETERMINISTIC"),
+    "numerical_note": ("TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "NONDETERMINISTIC", "WINOGRAD"),
 }  # fmt: skip
 
 _UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -154,6 +155,7 @@ class Graph:
         self._operations: list[str] = []
         self._state = "open"
         self._barred: set[str] = set()
+        self._wanted: set[str] = set()
         self._limit: float = float("inf")
         self._built: set[int] = set()
 
@@ -206,12 +208,17 @@ class Graph:
         assert self._state == "planned", "before there are plans a filter marks nothing"
         self._barred |= {n.removeprefix("numerical_note.") for n in notes}
 
+    def select_numeric_notes(self, notes: Sequence[str]) -> None:
+        assert self._state == "planned"
+        self._wanted |= {n.removeprefix("numerical_note.") for n in notes}
+
     def deselect_workspace_greater_than(self, workspace_limit: int) -> None:
         self._limit = workspace_limit
 
     def build_plan_at_index(self, index: int) -> None:
         plan = self._plans[index]
-        if set(plan.notes) & self._barred:
+        seen = {*plan.notes, *(["TENSOR_CORE"] if plan.notes else [])}  # a mistake of the real one: any note counts as this one
+        if seen & self._barred or self._wanted - seen:
             raise NotSupported("Deselecting execution plan")
         if plan.workspace > self._limit:
             raise NotSupported(

@@ -133,6 +133,19 @@ def test_precision_decides_which_plans_are_legal(install: Install) -> None:
     assert names(conv(16, 24, 9, 3, dtype="float16")) == names(conv(16, 24, 9, 3, dtype="bfloat16")) == {"fma", "tc"}
 
 
+def test_winograd_is_float32_too_and_has_a_form_of_its_own(install: Install) -> None:
+    """The frontend takes its engines for such with tensor cores. Their results are judged as those of our own Winograd."""
+    install([Plan("fma"), Plan("fast", ("WINOGRAD",)), Plan("half", ("WINOGRAD", "DOWN_CONVERT_INPUTS"))])
+    workload, provider = with_epilogue(conv(16, 24, 9, 3), None), Cudnn(Here())
+    found = list(provider.space(workload, H200).enumerate())
+    assert found == [{"form": "whole", "plan": "fma"}, {"form": "winograd", "plan": "fast"}]
+    assert [provider.build(workload, c, H200).accuracy for c in found] == ["", "winograd"]
+    spec = provider.build(workload, found[1], H200).spec
+    assert spec is not None and CudnnCall(spec, EmulatedDevice(H200)).workspace_bytes == 0
+    with pytest.raises(InvalidConfig, match="strict float32 only"):
+        provider.build(conv(16, 24, 9, 3, tf32=True), found[1], H200)
+
+
 def test_the_workspace_is_limited(install: Install) -> None:
     install([Plan("big", (), 5000), Plan("small", (), 100)])
     workload = with_epilogue(conv(16, 24, 9, 3), None)

@@ -18,7 +18,7 @@ from wpk.core.result import Config
 from wpk.core.target import Target
 from wpk.core.tensor import TensorType, to_layout
 from wpk.core.workload import Workload
-from wpk.providers.cudnn_ops import APART, FORMS, NARROW, WHOLE, Unsupported, lower, operands
+from wpk.providers.cudnn_ops import APART, FORMS, NARROW, WHOLE, WINOGRAD, Unsupported, lower, operands
 from wpk.providers.protocol import Code, Support
 from wpk.runtime.cuda.cudnn_call import cudnn_version
 from wpk.runtime.cuda.driver import open_device
@@ -108,7 +108,7 @@ class Cudnn:
             raise InvalidConfig(f"plan {config.get('plan')!r}: expected {'+'.join(['NAME'] * len(spec['stages']))}")
         for stage, plan in zip(spec["stages"], plans, strict=True):
             stage["plan"] = plan
-        return Code("cudnn", spec=spec)
+        return Code("cudnn", spec=spec, accuracy="winograd" if form == WINOGRAD else "")
 
     def pack(
         self, workload: Workload, config: Config, constants: Sequence[np.ndarray], target: Target
@@ -144,7 +144,8 @@ class Cudnn:
             return str(error)
         narrow, _ = self._offered(workload, NARROW, target)
         whole, why = self._offered(workload, WHOLE, target)
-        fused = [*narrow, *whole]
+        fast, _ = self._offered(workload, WINOGRAD, target)
+        fused = [*narrow, *whole[:_ENOUGH], *fast, *whole[_ENOUGH:]]
         apart = [] if len(fused) >= _ENOUGH else self._offered(workload, APART, target)[0]
         return (*fused, *apart) or why or "cuDNN has no plan for it in this precision and workspace"
 

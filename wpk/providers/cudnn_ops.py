@@ -7,12 +7,14 @@ result of the stage's node i. ``views`` describes tensors otherwise in this stag
 the numerical notes that none of its plans may carry.
 
 Forms of a call: ``whole`` is one graph. ``narrow`` is that with float32 constants of the epilogue in the image's shorter dtype,
-which most of the fused engines want. ``apart`` is a convolution and a second graph for the epilogue.
+which most of the fused engines want. ``apart`` is a convolution and a second graph for the epilogue. ``winograd`` is one graph
+for Winograd's engines in strict float32 (``only`` names the notes that a plan must carry): in ``whole`` they are lost, for the
+frontend takes an engine with any note for one with tensor cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import pi, prod, sqrt
 from typing import Any
 
@@ -20,7 +22,7 @@ from wpk.core.pointwise import Acc, Apply, Input, Literal, Point, apply
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
 
-WHOLE, NARROW, APART = FORMS = ("whole", "narrow", "apart")
+WHOLE, NARROW, APART, WINOGRAD = FORMS = ("whole", "narrow", "apart", "winograd")
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -52,7 +54,12 @@ def lower(workload: Workload, form: str = WHOLE) -> dict[str, Any]:
         anchor = graphs.between(precision_notes(workload))
     if graphs.point(epilogue, anchor) != graphs.newest:
         raise Unsupported("the epilogue is an operand")
-    graphs.end(len(workload.inputs), [] if form == APART else precision_notes(workload))
+    if form == WINOGRAD:
+        if not is_strict(workload):
+            raise Unsupported("Winograd's engines have a form of their own in strict float32 only")
+        graphs.end(len(workload.inputs), list(_NEVER), ["WINOGRAD"])
+    else:
+        graphs.end(len(workload.inputs), [] if form == APART else precision_notes(workload))
     return graphs.call()
 
 
@@ -77,8 +84,12 @@ def operands(workload: Workload, form: str) -> list[TensorType]:
 
 def precision_notes(workload: Workload) -> list[str]:
     """The numerical notes that no plan of the convolution may carry: strict float32 has no tensor cores."""
-    strict = workload.inputs[0].dtype == "float32" and dict(workload.attrs).get("precision") != "tf32"
-    return [*_NEVER, *(["TENSOR_CORE"] if strict else [])]
+    return [*_NEVER, *(["TENSOR_CORE"] if is_strict(workload) else [])]
+
+
+def is_strict(workload: Workload) -> bool:
+    """True where float32 means float32."""
+    return workload.inputs[0].dtype == "float32" and dict(workload.attrs).get("precision") != "tf32"
 
 
 def strides(shape: tuple[int, ...], layout: str) -> list[int]:
@@ -143,9 +154,9 @@ class _Graphs:
         self.end(len(self._types) - 1, without)
         return len(self._types) - 1
 
-    def end(self, result: int, without: list[str]) -> None:
+    def end(self, result: int, without: list[str], only: Sequence[str] = ()) -> None:
         """A stage of all nodes so far, whose last one writes tensor ``result``."""
-        self._stages.append({"nodes": self._nodes, "result": result, "views": [], "without": without})
+        self._stages.append({"nodes": self._nodes, "result": result, "views": [], "without": without, "only": list(only)})
         self._nodes, self._known = [], {}
 
     def point(self, point: Point, anchor: int) -> int:

@@ -142,6 +142,8 @@ class _Stage:
             self.graph.build_operation_graph()
             self.graph.create_execution_plans([getattr(cudnn.heur_mode, m) for m in _MODES])
             self.graph.deselect_numeric_notes([getattr(cudnn.numerical_note, n) for n in stage["without"]])
+            if only := stage.get("only"):
+                self.graph.select_numeric_notes([getattr(cudnn.numerical_note, n) for n in only])
             count = int(self.graph.get_execution_plan_count())
             self.names = [str(self.graph.get_plan_name_at_index(i)) for i in range(count)]
 
