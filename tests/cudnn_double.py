@@ -217,8 +217,7 @@ class Graph:
 
     def build_plan_at_index(self, index: int) -> None:
         plan = self._plans[index]
-        seen = {*plan.notes, *(["TENSOR_CORE"] if plan.notes else [])}  # a mistake of the real one: any note counts as this one
-        if seen & self._barred or self._wanted - seen:
+        if set(plan.notes) & self._barred or self._wanted - set(plan.notes):
             raise NotSupported("Deselecting execution plan")
         if plan.workspace > self._limit:
             raise NotSupported(

@@ -134,8 +134,9 @@ def test_precision_decides_which_plans_are_legal(install: Install) -> None:
 
 
 def test_winograd_is_float32_too_and_has_a_form_of_its_own(install: Install) -> None:
-    """The frontend takes its engines for such with tensor cores. Their results are judged as those of our own Winograd."""
-    install([Plan("fma"), Plan("fast", ("WINOGRAD",)), Plan("half", ("WINOGRAD", "DOWN_CONVERT_INPUTS"))])
+    """Its results are judged as those of our own Winograd; with tensor cores it is not float32."""
+    barred = (Plan(n, ("WINOGRAD", n)) for n in ("TENSOR_CORE", "DOWN_CONVERT_INPUTS"))
+    install([Plan("fma"), Plan("fast", ("WINOGRAD",)), *barred])
     workload, provider = with_epilogue(conv(16, 24, 9, 3), None), Cudnn(Here())
     found = list(provider.space(workload, H200).enumerate())
     assert found == [{"form": "whole", "plan": "fma"}, {"form": "winograd", "plan": "fast"}]

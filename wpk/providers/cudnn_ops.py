@@ -8,8 +8,8 @@ the numerical notes that none of its plans may carry.
 
 Forms of a call: ``whole`` is one graph. ``narrow`` is that with float32 constants of the epilogue in the image's shorter dtype,
 which most of the fused engines want. ``apart`` is a convolution and a second graph for the epilogue. ``winograd`` is one graph
-for Winograd's engines in strict float32 (``only`` names the notes that a plan must carry): in ``whole`` they are lost, for the
-frontend takes an engine with any note for one with tensor cores.
+for Winograd's engines in strict float32, whose results are judged as those of our own (``only`` names the notes that a plan must
+carry): sums of other engines are held to a closer tolerance there.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def lower(workload: Workload, form: str = WHOLE) -> dict[str, Any]:
     if form == WINOGRAD:
         if not is_strict(workload):
             raise Unsupported("Winograd's engines have a form of their own in strict float32 only")
-        graphs.end(len(workload.inputs), list(_NEVER), ["WINOGRAD"])
+        graphs.end(len(workload.inputs), [*_NEVER, "TENSOR_CORE"], ["WINOGRAD"])
     else:
         graphs.end(len(workload.inputs), [] if form == APART else precision_notes(workload))
     return graphs.call()
@@ -83,8 +83,8 @@ def operands(workload: Workload, form: str) -> list[TensorType]:
 
 
 def precision_notes(workload: Workload) -> list[str]:
-    """The numerical notes that no plan of the convolution may carry: strict float32 has no tensor cores."""
-    return [*_NEVER, *(["TENSOR_CORE"] if is_strict(workload) else [])]
+    """The notes that no plan of a convolution may carry: strict float32 has no tensor cores, and a form for Winograd."""
+    return [*_NEVER, *(["TENSOR_CORE", "WINOGRAD"] if is_strict(workload) else [])]
 
 
 def is_strict(workload: Workload) -> bool:
