@@ -33,6 +33,7 @@ class EmulatedDevice:
         assert target.gpu is not None
         self.target = target
         self._rng = Random(seed)
+        self._fault = ""
         self._room = target.gpu.memory
         self._blocks: dict[int, np.ndarray] = {}
 
@@ -87,7 +88,8 @@ class EmulatedDevice:
                 outputs = range(first, len(views))
                 emulator.run(source, views, seed=self._rng.randrange(1 << 30), arch=self.target.isa, outputs=outputs)
             except emulator.EmulationError as error:
-                raise DeviceError(f"{self.name}: {call.launches[0].symbol}: {error}") from error
+                self._fault = f"{self.name}: {call.launches[0].symbol}: {error}"
+                raise DeviceError(self._fault) from error
 
         return enqueue
 
@@ -106,7 +108,9 @@ class EmulatedDevice:
         return perf_counter() - start
 
     def synchronize(self) -> None:
-        """See :class:`Device`: everything is done when it is called."""
+        """See :class:`Device`: everything is done when it is called. After a fault a device is of no more use, as a real one."""
+        if self._fault:
+            raise DeviceError(self._fault)
 
     def close(self) -> None:
         """See :class:`Device`."""
