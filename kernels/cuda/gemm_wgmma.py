@@ -62,6 +62,8 @@ from wpk.search.space import Constraint, Space
 ISA, GROUP = "sm_90a", 128
 #: bytes of one operand that a multiprocessor multiplies with as many of the other in a cycle; warps that keep it as busy as one
 RATE_BYTES, WARPS = 4096, 4
+#: registers that ptxas wants beside the accumulators of one instruction
+BESIDE = 26
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def limits_of(p: Product, gpu: Gpu) -> tuple[Constraint, ...]:
         lambda c: tile_of(c).threads <= 4 * GROUP,
         lambda c: int(c["min_blocks"]) * (tile_of(c).threads * registers(c) + GROUP * 32) <= gpu.registers_per_sm,
         lambda c: not c["fetch"] or (int(c["stages"]) > 1 and longest(p, tile_of(c)) <= LONGEST),
+        lambda c: not c["fetch"] or at_entry(c, gpu) >= int(c["columns"]) // 2 + BESIDE,
         lambda c: tile_of(c).m < max(2 * p.m, 65),
         lambda c: tile_of(c).n < max(2 * p.n, min(tile_of(c).n, PANEL) + 1),
         lambda c: int(c["min_blocks"]) * shared_bytes(c) <= min(gpu.shared_per_block, gpu.shared_per_sm),
@@ -171,6 +174,11 @@ def longest(p: Product, t: Tile) -> int:
 def registers(c: Config) -> int:
     """Registers of a thread: accumulators, addresses."""
     return int(c["rows"]) * int(c["columns"]) // 2 + 40
+
+
+def at_entry(c: Config, gpu: Gpu) -> int:
+    """Registers of a thread before a warpgroup that fetches gives its own away: ptxas wants an instruction to fit in these."""
+    return gpu.registers_per_sm // (int(c["min_blocks"]) * (tile_of(c).threads + GROUP)) // 8 * 8
 
 
 def shared_bytes(c: Config) -> int:

@@ -248,6 +248,21 @@ def test_large_tiles_compile_without_spills(trans_b: bool, fetch: bool) -> None:
 
 
 @pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed")
+@pytest.mark.parametrize(("columns", "fits"), [(96, True), (128, False)])
+def test_an_instruction_fits_in_the_registers_of_a_block_that_begins(columns: int, fits: bool) -> None:
+    """Whatever is given away later."""
+    w = gemm(4096, 4096, 4096, "bfloat16")
+    c = config(w, groups_m=2 if columns > 96 else 1, columns=columns, stages=2, min_blocks=2, fetch=1)
+    assert FAMILY.space(w, H200).valid(c) == fits
+    text = emit(FAMILY.build(w, c, H200).kernel, "sm_90a").text
+    if fits:
+        assert nvrtc.losses(nvrtc.compile(text, "sm_90a").log) == []
+    else:
+        with pytest.raises(nvrtc.CudaCompileError, match="Insufficient registers"):
+            nvrtc.compile(text, "sm_90a")
+
+
+@pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed")
 @pytest.mark.parametrize(("groups", "rows", "columns", "blocks"), [(2, 1, 256, 1), (2, 1, 64, 2), (4, 1, 128, 1), (1, 2, 128, 2)])
 def test_registers_given_away_are_enough_for_those_taken(groups: int, rows: int, columns: int, blocks: int) -> None:
     """A warpgroup that raises its number waits until others have lowered theirs: of more than there are, for ever."""

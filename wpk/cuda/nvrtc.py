@@ -187,7 +187,7 @@ def _refuse(nvrtc: Any, status: Any, log: str, arch: str) -> None:
     if status == nvrtc.nvrtcResult.NVRTC_ERROR_INVALID_OPTION:
         raise ToolchainError(f"NVRTC {version()} cannot compile for {arch!r}: {log.strip() or status.name}")
     lines = [line.strip("\0") for line in log.splitlines()]
-    errors = [line for line in lines if "error" in line.lower()] or [status.name, *filter(None, lines)]
+    errors = [line for line in lines if "error" in line.lower() or "fatal" in line] or [status.name, *filter(None, lines)]
     raise CudaCompileError("\n".join(errors[:_ERROR_LINES]))
 
 
