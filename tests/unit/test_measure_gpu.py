@@ -77,6 +77,12 @@ def test_cold_calls_go_through_copies_that_exceed_the_cache(tmp_path: Path) -> N
     assert len(device._blocks) == 2, "the workload's input and output are left"
 
 
+def test_what_stays_in_the_cache_however_often_it_is_copied_is_not_copied(tmp_path: Path) -> None:
+    device = Clocked()
+    candidate(device, tmp_path, 2000 * WEIGHTS.nbytes).time(GPU_TIMING)
+    assert len(set(device.read)) == 1
+
+
 def test_warm_calls_read_one_place(tmp_path: Path) -> None:
     device = Clocked()
     candidate(device, tmp_path, 100 * WEIGHTS.nbytes).time(GPU_TIMING.glance(1e-3), cold=False)

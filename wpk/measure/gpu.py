@@ -1,6 +1,7 @@
 """Candidates on a GPU: checked between guards, timed by the device's own clock around CUDA graphs of many calls.
 
-Constants are cold when timed: each call of a graph has a copy of its own, and all copies together exceed L2.
+Constants are cold when timed: each call of a graph has a copy of its own, and all copies together exceed L2. Small ones, which L2
+would hold however many copies there are, are read from there.
 """
 
 from __future__ import annotations
@@ -157,8 +158,10 @@ class GpuCandidate:
         return self._ready[key]
 
     def _work(self, cold: bool) -> list[Enqueue]:
-        """Calls that go through copies of the constants; with warm ones, a single call."""
-        copies = copies_of(sum(a.nbytes for a in self._arrays), self._request["cold_bytes"]) if cold else 1
+        """Calls that go through copies of the constants; a single call with warm ones, or where all copies would stay in L2."""
+        size, enough = sum(a.nbytes for a in self._arrays), self._request["cold_bytes"]
+        copies = copies_of(size, enough) if cold else 1
+        copies = copies if copies * size > enough // 2 else 1
         return [self._warm, *map(self._bound, self._copied(copies - 1))]
 
     def _copied(self, count: int) -> Iterator[list[Span]]:
