@@ -25,6 +25,9 @@ from wpk.runtime.sessions import Region as Session
 #: Library calls of these kinds bring threads of their own: the pool's must not spin beside them.
 OWN_THREADS = ("onnxruntime",)
 
+#: Seconds of a probe of the machine's speed.
+_PROBE = 3e-4
+
 #: Most copies of the constants of a cold candidate: each costs an argument list.
 MAX_COPIES = 512
 
@@ -84,6 +87,10 @@ class Bench(Protocol):
         """A candidate on operands of this bench. Raises LaunchError, ArtifactError, MemoryError."""
         ...
 
+    def speed(self) -> float:
+        """How fast it is at this moment, more is faster, in any unit; constant where nothing is known."""
+        ...
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -103,6 +110,12 @@ class Machine:
     def candidate(self, operands: Operands, request: dict[str, Any]) -> Candidate:
         """See :class:`Bench`."""
         return Candidate(self, operands, request)
+
+    def speed(self) -> float:
+        """See :class:`Bench`: what multiply-adds all threads together make a second."""
+        found = self.native.fma_peak(self.pool, _PROBE)
+        self.pool.quiet()
+        return found
 
 
 class Operands:

@@ -51,6 +51,10 @@ class GpuMachine:
         """See :class:`Bench`."""
         return GpuCandidate(self.device, operands, request)
 
+    def speed(self) -> float:
+        """See :class:`Bench`: a GPU's kernels have it to themselves."""
+        return 1.0
+
 
 def emulated_machine(target: dict[str, Any]) -> GpuMachine:
     """One that needs no GPU; ``target`` as :meth:`Target.to_json` gives it."""

@@ -30,6 +30,7 @@ import numpy as np
 
 from wpk.core.errors import ArtifactError
 from wpk.core.workload import Workload
+from wpk.measure.calm import Calm
 from wpk.measure.candidate import Bench, Checked, DeviceFault, LaunchError, Machine, Timed
 from wpk.measure.frames import Closed, Message, receive, send
 from wpk.measure.timer import HOPELESS, Timing
@@ -67,7 +68,7 @@ class Server:
     """Holds the workload in hand; answers requests."""
 
     def __init__(self, machine: Bench) -> None:
-        self._machine = machine
+        self._machine, self._calm = machine, Calm(machine.speed)
         self._operands: Checked | None = None
 
     def answer(self, request: Message) -> Message:
@@ -97,7 +98,8 @@ class Server:
             candidate, first, reply = self._checked(request)
             if reply["failure"] is not None:
                 return reply
-            samples, cold = _time(candidate, first, request)
+            timed = candidate
+            samples, cold = self._calm.timed(lambda: _time(timed, first, request), lambda found: min(found[0]))
             return self._rechecked(request, {**reply, "samples": samples, "cold": cold})
         except DeviceFault as error:
             return {**_failure("crash", str(error)), "fatal": True}
@@ -122,6 +124,7 @@ class Server:
         for _ in range(request["rounds"]):
             for i, entry in enumerate(ready):
                 if isinstance(entry, tuple):
+                    self._calm.settle()
                     samples[i] += entry[0].time(how)
         return {"results": [_closed(e, s) for e, s in zip(ready, samples, strict=True)]}
 
