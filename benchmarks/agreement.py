@@ -3,7 +3,7 @@
     python -m benchmarks.agreement MODEL.onnx... [--budget 60s] [--threads 2] [--json FILE]
 
 Each run has its own log and its own seed. A node agrees when both plans run it with the same provider; with the same config too
-is told apart. The two artifacts are then timed in turns.
+is told apart. The two artifacts are then timed in turns; times are lower quartiles, for whatever disturbs a run only ever adds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import geometric_mean, median
+from statistics import geometric_mean, quantiles
 from time import perf_counter, sleep
 from typing import Any
 
@@ -62,6 +62,11 @@ def in_turns(runners: Sequence[Runner], rounds: int) -> list[list[float]]:
     return times
 
 
+def typical(seconds: Sequence[float]) -> float:
+    """The lower quartile."""
+    return quantiles(seconds, n=4)[0]
+
+
 def compare(model: Path, budget: str, threads: int, rounds: int) -> dict[str, Any]:
     """Tune twice, compare, time."""
     with tempfile.TemporaryDirectory() as folder:
@@ -73,10 +78,10 @@ def compare(model: Path, budget: str, threads: int, rounds: int) -> dict[str, An
         found: dict[str, Any] = {"model": model.name, **agreement(runners[0].plan, runners[1].plan)}
         for runner in runners:
             runner.close()
-    halves = [median(one[0::2]) / median(one[1::2]), median(two[0::2]) / median(two[1::2])]
+    halves = [typical(one[0::2]) / typical(one[1::2]), typical(two[0::2]) / typical(two[1::2])]
     noise = max(abs(h - 1) for h in halves)
-    difference = median(two) / median(one) - 1
-    return {**found, "ms": [1e3 * median(one), 1e3 * median(two)], "difference": difference, "noise": noise}
+    difference = typical(two) / typical(one) - 1
+    return {**found, "ms": [1e3 * typical(one), 1e3 * typical(two)], "difference": difference, "noise": noise}
 
 
 def main() -> None:

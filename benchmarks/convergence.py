@@ -20,11 +20,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from math import inf
 from pathlib import Path
-from statistics import median
 from time import monotonic
 from unittest.mock import patch
 
-from benchmarks.agreement import in_turns
+from benchmarks.agreement import in_turns, typical
 from wpk import stages
 from wpk.api import rebuild
 from wpk.graph.graph import Graph
@@ -45,7 +44,7 @@ FOLDER = Path("build/convergence")
 
 @dataclass(frozen=True)
 class Moment:
-    """The plan known after ``at`` seconds: what the planner believed, and the median of its runs, in seconds."""
+    """The plan known after ``at`` seconds: what the planner believed, and the lower quartile of its runs, in seconds."""
 
     at: float
     believed: float
@@ -123,7 +122,7 @@ def moments(model: Path, options: Options, log: Path, rounds: int) -> Iterator[M
     runners = [_runner(model, options, facts.until(t), log.with_suffix(f".{t:.0f}.jsonl")) for t in times]
     try:
         for t, runs in zip(times, in_turns(runners, rounds), strict=True):
-            yield Moment(t, believed(graph, facts.until(t), shop), median(runs))
+            yield Moment(t, believed(graph, facts.until(t), shop), typical(runs))
     finally:
         for runner in runners:
             runner.close()
