@@ -288,8 +288,9 @@ def heard(command: Sequence[str], limit: float) -> tuple[int | None, str]:
 
     All processes that it started end with it.
     """
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # what a killed process had not written yet would be lost
     with tempfile.TemporaryFile() as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
         try:
             status: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:

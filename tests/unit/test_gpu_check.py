@@ -122,7 +122,7 @@ def test_a_run_goes_on_where_another_ended(tmp_path: Path) -> None:
 
 def test_what_takes_too_long_ends_with_all_it_started() -> None:
     """What was said until then counts; nobody waits for a grandchild that holds the pipe."""
-    code = "import subprocess, sys; subprocess.Popen(['sleep', '60']); print('{\"eager_s\": 1.0}', flush=True); "
+    code = "import subprocess, sys; subprocess.Popen(['sleep', '60']); print('{\"eager_s\": 1.0}'); "
     begun = monotonic()
     status, said = heard([sys.executable, "-c", code + "import time; time.sleep(60)"], 2.0)
     assert status is None and last_json(status, said) == {"eager_s": 1.0} and monotonic() - begun < 20
