@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ from wpk.core.errors import WpkError
 from wpk.graph.onnx_io import load_model
 from wpk.passes import default_pipeline, run_pipeline
 from wpk.planner.layouts import variants
+from wpk.providers.registry import providers
 from wpk.runtime.cuda.driver import open_device
 from wpk.settings import known_gpu, parse_budget
 from wpk.stages import Options, find_target, open_shop, read_source
@@ -51,7 +53,7 @@ EAGER, COMPILED = "torch", "compile"
 #: Seconds for ``torch.compile``, for a file of tests, and for what an item does besides tuning.
 _COMPILE, _TESTS, _AROUND = 150.0, 240.0, 75.0
 #: Seconds below which no item is begun, by what it is.
-_LEAST = {"tests": 20.0, EAGER: 30.0, COMPILED: 90.0, "": 60.0}
+_LEAST = {"tests": 20.0, EAGER: 30.0, COMPILED: 90.0, "": 90.0}
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def run_model(item: Item, desk: Desk) -> dict[str, Any]:
         "tuning_s": took, "plans": times, "winner": made.verdict.winner, "error": made.error, "plan": made.parts.plan.hash,
         "steps": len(made.parts.plan.steps), "precision": (made.parts.plan.meta or {}).get("precision"),
         "slowest": slowest(made.parts.plan.choices), "notes": list(made.notes), "device": open_device().name,
+        "health": health(desk.log),
     }  # fmt: skip
     made.runner.close()
     return {**figures, "convolutions": singles(path, item, desk)} if item.name in SINGLE and item.batch == 1 else figures
@@ -165,7 +168,8 @@ def run_gemm(item: Item, desk: Desk) -> dict[str, Any]:
     best = next(_rows(desk, [workload]))
     ours = min((s for n, s in best.items() if n.startswith("generated")), default=None)
     share = best["cublaslt"] / ours if ours and "cublaslt" in best else None
-    return {"seconds": best, "tflops": {n: 2 * 4096**3 / s / 1e12 for n, s in best.items()}, "share_of_cublaslt": share}
+    rates = {n: 2 * 4096**3 / s / 1e12 for n, s in best.items()}
+    return {"seconds": best, "tflops": rates, "share_of_cublaslt": share, "health": health(desk.log)}
 
 
 def large_product(path: Path, n: int) -> None:
@@ -227,6 +231,24 @@ def _rows(desk: Desk, keys: Sequence[str]) -> Iterator[dict[str, float]]:
     for key in keys:
         if key in by_key:
             yield {name: m.time for name, _, m in table.best(by_key[key]) if m.ok}
+
+
+def health(log: Path) -> dict[str, dict[str, Any]]:
+    """Of each provider: how many of its candidates were right, and what most of the others died of; why a library has none."""
+    target, found = find_target("cuda"), dict[str, Counter[str]]()
+    records, versions = read_log(log).records, dict[str, str]()
+    for record in records:
+        m = record.measurement
+        found.setdefault(record.provider, Counter())["" if m.ok else f"{m.failure}: {m.detail[:200]}"] += 1
+    products = {r.workload.op: r.workload for r in records if r.workload.op in ("conv", "gemm", "matmul")}
+    for library in (p for p in providers(None, target) if not p.name.startswith("generated")):
+        versions[library.name] = library.version
+        if library.name not in found:
+            found[library.name] = Counter(library.supports(w, target).reason for w in products.values())
+    return {
+        name: {"ok": n.pop("", 0), "failed": n.total(), "mostly": dict(n.most_common(4)), "version": versions.get(name)}
+        for name, n in found.items()
+    }  # fmt: skip
 
 
 def slowest(choices: Sequence[Any], most: int = 8) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def table(items: Items, device: str) -> str:
         *_promises(items), "",
         "| model | precision | batch | wpk | libraries | torch eager | torch.compile | over the best peer | goal | error |",
         "|---|---|---|---|---|---|---|---|---|---|", *(_row(items, x) for x in _models(items)), "", *_single_table(items), "",
-        *_products(items), *_tests(items),
+        *_products(items), *_tests(items), *_health(items),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -176,6 +176,15 @@ def _tests(items: Items) -> Iterator[str]:
             late = ", the rest not in time" if f["late"] else ""
             failed = f"{f['failed_tests']} failed, {f['errors']} errors"
             yield f"{line['name']}: {f['passed']} passed, {failed}, {f['skipped']} skipped{late}.\n"
+
+
+def _health(items: Items) -> Iterator[str]:
+    """Whether candidates were right, as the newest item saw it: a provider that fails altogether shows here first."""
+    known = [x["figures"]["health"] for x in items.values() if "health" in x["figures"]]
+    for name, of in known[-1].items() if known else ():
+        version = f" ({of['version']})" if of["version"] else ""
+        failures = "".join(f"; {count} × {why}" for why, count in of["mostly"].items())
+        yield f"{name}{version}: {of['ok']} candidates right, {of['failed']} not{failures}\n"
 
 
 def _geomean(ratios: Sequence[float]) -> float:

@@ -128,6 +128,15 @@ def test_what_takes_too_long_ends_with_all_it_started() -> None:
     assert status is None and last_json(status, said) == {"eager_s": 1.0} and monotonic() - begun < 20
 
 
+def test_a_provider_that_fails_altogether_is_seen() -> None:
+    """Each by the newest item, libraries even when nothing of theirs was measured."""
+    health = {"cudnn": {"ok": 0, "failed": 12, "mostly": {"launch: cuDNN cannot be opened": 12}, "version": "9.19.0"}}
+    old = line("resnet50", "fp32", 1e-3, health={"cudnn": {"ok": 1, "failed": 0, "mostly": {}, "version": None}})
+    text = table(by_key(old, line("resnet50", "fp16", 1e-3, health=health)), "GPU")
+    assert "cudnn (9.19.0): 0 candidates right, 12 not; 12 × launch: cuDNN cannot be opened" in text
+    assert "1 candidates right" not in text
+
+
 def test_what_says_nothing_of_use_has_failed() -> None:
     found = last_json(*heard([sys.executable, "-c", "raise SystemExit('no such thing')"], 20.0))
     assert found == {"failed": "ended with 1 | no such thing"}
