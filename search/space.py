@@ -27,6 +27,8 @@ Order = Callable[[Knob], Sequence[Value]]
 
 #: assignments that one attempt of a repair looks at before it starts again in another order of knobs
 _ATTEMPT = 2000
+#: Random configs that are tried before one is repaired: some microseconds each, and a repair takes thousands of times that.
+_REJECTED = 1000
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Space:
         """A random valid config: uniform by rejection, then by repair. Raises ValueError for an empty space."""
         if self._rows:
             return dict(rng.choice(self._uniform))
-        for _ in range(64):
+        for _ in range(_REJECTED):
             config: Config = {k.name: k.sample(rng) for k in self.knobs}
             if self._allowed(config):
                 return config
@@ -174,6 +176,8 @@ class Space:
             return sorted(rng.sample(knob.values, len(knob.values)), key=lambda v: v != mine)
 
         for budget in (_ATTEMPT, 2 * _ATTEMPT, 4 * _ATTEMPT, None):
+            if budget is None and (guesses := [c for c in self.first if self.valid(c)]):
+                return dict(rng.choice(guesses))  # rather than a search that may take for ever
             knobs = rng.sample(self.knobs, len(self.knobs)) if budget else self.knobs
             steps = None if budget is None else iter(range(budget))
             found = next(self._search(knobs, order, steps), None)

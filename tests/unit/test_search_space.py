@@ -141,3 +141,11 @@ def test_a_space_without_knobs_has_one_config() -> None:
     space = Space(())
     assert space.default() == {} and list(space.enumerate()) == [{}] and space.sample(Random(0)) == {}
     assert space.mutate({}, Random(0)) == {}
+
+
+def test_what_a_search_would_not_find_in_time_is_one_of_the_guesses() -> None:
+    """All knobs together decide, so that nothing can be ruled out before the last has its value."""
+    knobs = tuple(Ordered(f"t{i}", TILES, 1) for i in range(24))
+    guess: Config = {k.name: TILES[i % 7] for i, k in enumerate(knobs)}
+    space = Space(knobs, (lambda c: [c[f"t{i}"] for i in range(24)] == list(guess.values()),), (guess,))
+    assert space.sample(Random(0)) == space.mutate(guess, Random(1)) == guess
