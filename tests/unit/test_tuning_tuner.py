@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -11,11 +11,13 @@ import pytest
 from tuning_fakes import LIB, TARGET, VERSIONS, Sim, SimMeasurer, answer, record, workload
 
 from wpk.core.errors import UsageError
-from wpk.core.result import config_key
+from wpk.core.result import Config, config_key
+from wpk.core.target import Target
 from wpk.core.tensor import TensorType
 from wpk.core.workload import Workload
 from wpk.graph.graph import Graph, Node
 from wpk.report.progress import progress_observer
+from wpk.search.space import Space
 from wpk.tuning.clock import Clock
 from wpk.tuning.events import Began, Ended, Event, Measured, Phase
 from wpk.tuning.log import TuningLog, read_log
@@ -49,6 +51,21 @@ def run(
     clock: Clock | None = None,
 ) -> Tuned:
     return tune(tasks, providers, measurer, log, VERSIONS, options, watch, clock=clock)
+
+
+def test_a_space_with_a_guess_is_not_searched_for_its_first_config() -> None:
+    """Where constraints are tight, the first valid one in order takes minutes to find."""
+
+    class Far(Space):
+        def enumerate(self) -> Iterator[Config]:
+            raise AssertionError("searched")
+
+    class Guessing(Sim):
+        def space(self, workload: Workload, target: Target) -> Space:
+            return Far(super().space(workload, target).knobs, first=({"a": 3, "b": 4},))
+
+    found = run(TuningLog(None), SimMeasurer(), TuneOptions(trials=3, strategy="random"), providers=(Guessing(),))
+    assert {t.workload for t in TASKS} == set(found.results.workloads())
 
 
 def test_finds_the_valley_and_logs_everything() -> None:

@@ -148,7 +148,8 @@ class _Tuner:
         for provider in self._providers:
             if provider.supports(task.workload, target):
                 space = provider.space(task.workload, target)
-                if next(space.enumerate(), None) is not None:
+                # the first valid config in order may be far away where constraints are tight
+                if any(map(space.valid, space.first)) or next(space.enumerate(), None) is not None:
                     yield Arm(index, provider, space)
 
     def _recall(self) -> None:
