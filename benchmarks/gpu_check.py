@@ -129,8 +129,9 @@ class Desk:
 
 def run_tests(item: Item, desk: Desk) -> dict[str, Any]:
     """pytest on a file of tests; those that there was no time for are said to be missing."""
-    command = [sys.executable, "-m", "pytest", f"tests/gpu/test_{item.name.split('/')[1]}.py", "-m", "gpu", "-v", "-rfE"]
-    status, said = heard([*command, "--tb=short", "-p", "no:cacheprovider"], max(min(_TESTS, desk.left - 5), 1.0))
+    command = [sys.executable, "-m", "pytest", f"tests/gpu/test_{item.name.split('/')[1]}.py", "-m", "gpu", "-rfE", "--tb=short"]
+    command += ["-vv", "-p", "no:cacheprovider"]  # a line for each test: the configuration has -q
+    status, said = heard(command, max(min(_TESTS, desk.left - 5), 1.0))
     with (desk.out / "gpu-tests.txt").open("a") as file:
         file.write(said)
     words = {"passed": "PASSED", "failed_tests": "FAILED", "errors": "ERROR", "skipped": "SKIPPED"}
