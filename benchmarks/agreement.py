@@ -20,6 +20,7 @@ from typing import Any
 
 import wpk
 from wpk.core.result import config_key
+from wpk.measure.calm import Calm
 from wpk.report.engines import random_feeds
 from wpk.runtime.plan import Plan
 from wpk.runtime.runner import Runner, load
@@ -51,10 +52,12 @@ def in_turns(runners: Sequence[Runner], rounds: int) -> list[list[float]]:
         runner.run(None, feeds)
         runner.run(None, feeds)
     times: list[list[float]] = [[] for _ in runners]
+    calm = Calm(runners[0].speed)
     for i in range(rounds):
         for j in range(len(runners)):
             k = (i + j) % len(runners)
             sleep(_PAUSE)
+            calm.settle()
             runners[k].run(None, feeds)
             begun = perf_counter()
             runners[k].run(None, feeds)

@@ -17,6 +17,7 @@ import wpk
 from benchmarks import zoo
 from wpk.commands.benching import differences, timing_table
 from wpk.commands.compiling import compile_model
+from wpk.measure.calm import Calm
 from wpk.report.engines import in_turns, onnxruntime_engine, random_feeds, relative_l2, runner_engine
 from wpk.settings import parse_budget
 from wpk.stages import Options
@@ -55,7 +56,7 @@ def main() -> int:
     rival = onnxruntime_engine(model, runner.threads)
     feeds = random_feeds(runner.plan.inputs, seed=7)
     engines = [runner_engine(runner), rival]
-    out.print(timing_table(in_turns(engines, feeds, rounds=5), differences(engines, feeds)))
+    out.print(timing_table(in_turns(engines, feeds, rounds=5, calm=Calm(runner.speed)), differences(engines, feeds)))
     error = max(
         relative_l2(np.asarray(a), b) for a, b in zip(runner.run(None, feeds), rival.run(feeds), strict=True)
     )

@@ -24,6 +24,7 @@ import onnx
 import wpk
 from benchmarks import zoo
 from wpk.core.target import host_target
+from wpk.measure.calm import Calm
 from wpk.report.engines import (
     Engine,
     Timing,
@@ -62,15 +63,15 @@ def measure(name: str, args: argparse.Namespace) -> Result:
     )  # fmt: skip
     error = body_error(model, log_file, args)
     rivals = [rival_engine(rival, model, args.threads, runner.plan.inputs) for rival in args.against]
-    timings = timed([runner_engine(runner), *rivals], random_feeds(runner.plan.inputs, seed=1), args.rounds)
+    timings = timed([runner_engine(runner), *rivals], random_feeds(runner.plan.inputs, seed=1), args.rounds, Calm(runner.speed))
     result = summarize(name, args.batch, timings, error, runner.plan.hash)
     runner.close()
     return result
 
 
-def timed(engines: Sequence[Engine], feeds: dict[str, np.ndarray], rounds: int) -> list[Timing]:
+def timed(engines: Sequence[Engine], feeds: dict[str, np.ndarray], rounds: int, calm: Calm) -> list[Timing]:
     """Turns of about a third of a second: long enough to be steady, short enough that all engines see the same machine."""
-    return in_turns(engines, feeds, rounds=rounds, block=0.3, settle=0.1)
+    return in_turns(engines, feeds, rounds=rounds, block=0.3, settle=0.1, calm=calm)
 
 
 def body_error(model: Path, log_file: Path, args: argparse.Namespace) -> float:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from wpk.commands.common import table, write_text
 from wpk.core.errors import UsageError
+from wpk.measure.calm import Calm
 from wpk.report.engines import (
     Engine,
     Timing,
@@ -45,7 +46,7 @@ def bench_model(
     rivals = [rival_engine(name, source, runner.threads, inputs) for name in names if source is not None]
     engines = [runner_engine(runner), *rivals]
     feeds = random_feeds(inputs)
-    timings = in_turns(engines, feeds, rounds)
+    timings = in_turns(engines, feeds, rounds, calm=Calm(runner.speed))
     errors = differences(engines, feeds)
     out.print(timing_table(timings, errors))
     if json is not None:

@@ -21,9 +21,9 @@ _FORGET = 0.9
 
 
 class Calm:
-    """``probe``: the speed at this moment, more is faster, in any unit; constant where nothing is known."""
+    """``probe``: the speed at this moment, more is faster, in any unit; by default nothing is known of it."""
 
-    def __init__(self, probe: Callable[[], float], clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, probe: Callable[[], float] = lambda: 1.0, clock: Callable[[], float] = perf_counter) -> None:
         self._probe, self._clock = probe, clock
         self._best = 0.0
 

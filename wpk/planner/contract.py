@@ -20,6 +20,7 @@ from wpk.core.result import Config, Measurement
 from wpk.core.target import Target
 from wpk.core.workload import Workload
 from wpk.graph.graph import Graph
+from wpk.measure.calm import Calm
 from wpk.measure.check import relative_error
 from wpk.planner.candidates import ResultTable
 from wpk.planner.emit import Tools
@@ -199,11 +200,12 @@ def _interleaved(
     runners: Mapping[str, Runner | CudaRunner], feeds: Mapping[str, np.ndarray], options: TimingOptions
 ) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {n: [] for n in runners}
+    calm = next((Calm(r.speed) for r in runners.values()), Calm())
     start, count = perf_counter(), 0
     while runners and not _enough(samples, count, perf_counter() - start, options):
         # Both directions in turn, so that no plan always follows the same other one.
         for name in list(runners)[:: 1 if count % 2 else -1]:
-            samples[name].append(_timed(runners[name], feeds))
+            samples[name].append(_timed(runners[name], feeds, calm))
         count += 1
     return samples
 
@@ -225,14 +227,19 @@ def _open(samples: Mapping[str, list[float]]) -> bool:
     return low <= 1.0 <= high
 
 
-def _timed(runner: Runner | CudaRunner, feeds: Mapping[str, np.ndarray]) -> float:
-    """The faster of two runs after one that wakes threads and brings the plan's data back into the cache.
+def _timed(runner: Runner | CudaRunner, feeds: Mapping[str, np.ndarray], calm: Calm) -> float:
+    """Seconds of a run with the machine at its speed. On a GPU its own clock counts.
 
-    Before them a pause: the threads of another plan's session spin for a while after its run. On a GPU its own clock counts.
+    Before it a pause: the threads of another plan's session spin for a while after its run.
     """
     if isinstance(runner, CudaRunner):
         return min(runner.seconds(feeds) for _ in range(3))
     sleep(_SETTLE)
+    return calm.timed(lambda: _faster_of_two(runner, feeds), float)
+
+
+def _faster_of_two(runner: Runner, feeds: Mapping[str, np.ndarray]) -> float:
+    """After a run that wakes threads and brings the plan's data back into the cache."""
     runner.run(None, feeds)
     seconds = []
     for _ in range(2):

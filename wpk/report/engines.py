@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from wpk.core.errors import UsageError
+from wpk.measure.calm import Calm
 from wpk.runtime.plan import Port
 
 Feeds = Mapping[str, np.ndarray]
@@ -96,17 +97,20 @@ def rival_engine(name: str, model: Path | bytes, threads: int, inputs: Sequence[
 
 
 def in_turns(
-    engines: Sequence[Engine], feeds: Feeds, rounds: int = 8, block: float = 0.2, settle: float = SETTLE
+    engines: Sequence[Engine], feeds: Feeds, rounds: int = 8, block: float = 0.2, settle: float = SETTLE, calm: Calm | None = None
 ) -> list[Timing]:
     """Time engines in turns: ``rounds`` times, each runs for about ``block`` seconds (five runs at least) after a pause.
 
-    The order rotates from round to round, so no engine always runs after the same other one.
+    The order rotates from round to round, so no engine always runs after the same other one. ``calm``: waits until the
+    machine is at its speed before each block.
     """
+    calm = calm or Calm()
     samples: dict[str, list[float]] = {e.name: [] for e in engines}
     for turn in range(rounds):
         shift = turn % len(engines)
         for engine in (*engines[shift:], *engines[:shift]):
             time.sleep(settle)
+            calm.settle()
             samples[engine.name] += _block(engine, feeds, block)
     return [Timing(e.name, tuple(samples[e.name])) for e in engines]
 

@@ -146,6 +146,10 @@ class CudaRunner:
             self._device.synchronize()
             return perf_counter() - start
 
+    def speed(self) -> float:
+        """As :meth:`wpk.runtime.runner.Runner.speed`; a GPU's kernels have it to themselves."""
+        return 1.0
+
     def close(self) -> None:
         """Free memory and code; wait for a call in progress. A second call does nothing."""
         with self._lock:
