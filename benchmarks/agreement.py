@@ -27,6 +27,8 @@ from wpk.runtime.runner import Runner, load
 
 #: Seconds between two runs of different runners.
 _PAUSE = 0.01
+#: Seconds of running before a run is timed: a thread wakes beside the one that woke it, and is moved after milliseconds.
+_WARM = 0.02
 
 
 def choices(plan: Plan) -> dict[str, tuple[str, str]]:
@@ -46,19 +48,21 @@ def agreement(one: Plan, two: Plan) -> dict[str, float]:
 
 
 def in_turns(runners: Sequence[Runner], rounds: int) -> list[list[float]]:
-    """Seconds of a run of each, in turns: after a pause, in which the threads of the last one go to sleep, and an untimed run."""
+    """Seconds of a run of each, in turns: after a pause, in which the threads of the last one go to sleep, and untimed runs."""
     feeds = random_feeds(runners[0].plan.inputs)
     for runner in runners:
         runner.run(None, feeds)
         runner.run(None, feeds)
     times: list[list[float]] = [[] for _ in runners]
-    calm = Calm(runners[0].speed)
+    calm = [Calm(r.speed) for r in runners]
     for i in range(rounds):
         for j in range(len(runners)):
             k = (i + j) % len(runners)
             sleep(_PAUSE)
-            calm.settle()
-            runners[k].run(None, feeds)
+            calm[k].settle()
+            begun = perf_counter()
+            while perf_counter() - begun < _WARM:
+                runners[k].run(None, feeds)
             begun = perf_counter()
             runners[k].run(None, feeds)
             times[k].append(perf_counter() - begun)

@@ -42,6 +42,8 @@ VENDOR = frozenset(("cudnn", "cublaslt"))
 _RESAMPLES = 400
 #: Seconds between the runs of two plans.
 _SETTLE = 0.02
+#: Seconds of running before a run is timed: a thread wakes beside the one that woke it, and is moved after milliseconds.
+_WARM = 0.02
 
 
 @dataclass(frozen=True)
@@ -200,12 +202,12 @@ def _interleaved(
     runners: Mapping[str, Runner | CudaRunner], feeds: Mapping[str, np.ndarray], options: TimingOptions
 ) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {n: [] for n in runners}
-    calm = next((Calm(r.speed) for r in runners.values()), Calm())
+    calm = {n: Calm(r.speed) for n, r in runners.items()}  # each by its own threads: a shared probe would wake only one's
     start, count = perf_counter(), 0
     while runners and not _enough(samples, count, perf_counter() - start, options):
         # Both directions in turn, so that no plan always follows the same other one.
         for name in list(runners)[:: 1 if count % 2 else -1]:
-            samples[name].append(_timed(runners[name], feeds, calm))
+            samples[name].append(_timed(runners[name], feeds, calm[name]))
         count += 1
     return samples
 
@@ -239,8 +241,11 @@ def _timed(runner: Runner | CudaRunner, feeds: Mapping[str, np.ndarray], calm: C
 
 
 def _faster_of_two(runner: Runner, feeds: Mapping[str, np.ndarray]) -> float:
-    """After a run that wakes threads and brings the plan's data back into the cache."""
+    """After runs that wake threads, let the system move them apart, and bring the plan's data back into the cache."""
+    begun = perf_counter()
     runner.run(None, feeds)
+    while perf_counter() - begun < _WARM:
+        runner.run(None, feeds)
     seconds = []
     for _ in range(2):
         start = perf_counter()

@@ -19,8 +19,9 @@ Feeds = Mapping[str, np.ndarray]
 
 #: Thread pools of one engine spin for a while after a run and would take cores from the next one.
 SETTLE = 0.05
-#: Runs before the timed ones of a block: the other engines' weights have taken the caches.
-WARM_RUNS = 2
+#: Runs and seconds before the timed ones of a block: the other engines' weights have taken the caches, and a thread wakes beside
+#: the one that woke it and is moved after milliseconds.
+WARM_RUNS, WARM_SECONDS = 2, 0.02
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,10 @@ def in_turns(
 
 
 def _block(engine: Engine, feeds: Feeds, seconds: float) -> list[float]:
-    for _ in range(WARM_RUNS):
+    begun, runs = time.perf_counter(), 0
+    while runs < WARM_RUNS or time.perf_counter() - begun < min(WARM_SECONDS, seconds):
         engine.run(feeds)
+        runs += 1
     taken: list[float] = []
     while len(taken) < 5 or sum(taken) < seconds:
         start = time.perf_counter()
