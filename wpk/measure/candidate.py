@@ -25,9 +25,6 @@ from wpk.runtime.sessions import Region as Session
 #: Library calls of these kinds bring threads of their own: the pool's must not spin beside them.
 OWN_THREADS = ("onnxruntime",)
 
-#: Seconds of a probe of the machine's speed.
-_PROBE = 3e-4
-
 #: Most copies of the constants of a cold candidate: each costs an argument list.
 MAX_COPIES = 512
 
@@ -113,9 +110,7 @@ class Machine:
 
     def speed(self) -> float:
         """See :class:`Bench`: what multiply-adds all threads together make a second."""
-        found = self.native.fma_peak(self.pool, _PROBE)
-        self.pool.quiet()
-        return found
+        return self.native.speed(self.pool)
 
 
 class Operands:

@@ -31,9 +31,6 @@ from wpk.runtime.sessions import Region
 #: Steps of these kinds bring threads of their own: the pool's workers sleep meanwhile. ``spec["own_threads"]`` overrides.
 OWN_THREADS: tuple[str, ...] = ()
 
-#: Seconds of a probe of the machine's speed.
-_PROBE = 3e-4
-
 
 class Runner:
     """A compiled model ready to run. Safe to call from several threads: calls take turns.
@@ -105,9 +102,7 @@ class Runner:
     def speed(self) -> float:
         """How fast the machine is at this moment: multiply-adds a second that all threads of the runner reach in 0.3 ms."""
         with self._lock:
-            found = self._library.fma_peak(self._pool, _PROBE)
-            self._pool.quiet()
-            return found
+            return self._library.speed(self._pool)
 
     def close(self) -> None:
         """Free threads, libraries and memory; wait for a call in progress. A second call does nothing."""
