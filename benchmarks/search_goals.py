@@ -55,7 +55,7 @@ class Goal:
         except (KeyError, TypeError, IndexError, StopIteration):
             return f"| {self.what} | {sign} {self.limit:g} | not measured | |"
         good = found >= self.limit if self.least else found <= self.limit
-        return f"| {self.what} | {sign} {self.limit:g} | {found:.3g} | {'yes' if good else '**no**'} |"
+        return f"| {self.what} | {sign} {self.limit:g} | {found:.4g} | {'yes' if good else '**no**'} |"
 
 
 def _final(start: str, strategy: str) -> Callable[[Any], float]:
