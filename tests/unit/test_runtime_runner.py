@@ -142,12 +142,20 @@ def test_profile_times_each_step(runner: Runner) -> None:
     assert all(seconds > 0 for _, seconds in times)
 
 
+def test_a_probe_of_the_machine_leaves_the_runner_as_it_was(runner: Runner) -> None:
+    check(runner, 1)
+    assert runner.speed() > 1e6
+    check(runner, 2)
+
+
 def test_closed_runner_says_so() -> None:
     runner = Runner(handmade.parts())
     runner.close()
     runner.close()
     with pytest.raises(UsageError, match="closed"):
         runner.run(None, handmade.feeds())
+    with pytest.raises(UsageError, match="closed"):
+        runner.speed()
 
 
 def test_threads_end_with_the_runner() -> None:

@@ -100,8 +100,12 @@ class Runner:
         return [(step.name, seconds[i]) for i, step in enumerate(self.plan.steps)]
 
     def speed(self) -> float:
-        """How fast the machine is at this moment: multiply-adds a second that all threads of the runner reach in 0.3 ms."""
+        """How fast the machine is now: float32 operations a second that all threads of the runner reach in 0.3 ms.
+
+        Raises UsageError when the runner is closed.
+        """
         with self._lock:
+            self._check_open()
             return self._library.speed(self._pool)
 
     def close(self) -> None:
@@ -209,10 +213,13 @@ class Runner:
         check_names(feeds, self.plan.inputs)
         return [check_feed(port, dtype, feeds[port.name]) for port, dtype, _ in self._inputs]
 
-    def _bind(self, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """Point the input buffers at the feeds and the output buffers at new arrays."""
+    def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise UsageError("this runner is closed")
+
+    def _bind(self, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """Point the input buffers at the feeds and the output buffers at new arrays."""
+        self._check_open()
         for (_, _, slots), array in zip(self._inputs, arrays, strict=True):
             for slot in slots:
                 self._bases[slot] = address_of(array)
